@@ -1,0 +1,1 @@
+//! The public REST types, one file per resource.

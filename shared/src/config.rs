@@ -1,0 +1,48 @@
+//! Configuration: one clap struct is flag, variable, default and `--help`. It is complete before
+//! anything binds; what is wrong is named and ends the process with exit code 64.
+
+use clap::{
+    CommandFactory, Parser,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+
+/// `EX_USAGE` of sysexits: bad configuration.
+pub const EXIT_USAGE: i32 = 64;
+
+/// Reads arguments and environment. On bad configuration returns the message that names the
+/// variable and the exit code; `--help` and `--version` come back with code 0.
+pub fn parse<T: Parser + CommandFactory>() -> Result<T, (String, i32)> {
+    T::try_parse().map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => (error.render().to_string(), 0),
+        _ => (describe::<T>(&error), EXIT_USAGE),
+    })
+}
+
+/// clap names the flag; people who set variables look for the variable.
+fn describe<T: CommandFactory>(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let arguments: Vec<String> = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => vec![argument.clone()],
+        Some(ContextValue::Strings(arguments)) => arguments.clone(),
+        _ => Vec::new(),
+    };
+    let variables: Vec<String> = arguments
+        .iter()
+        .filter_map(|argument| variable_of(&T::command(), argument))
+        .collect();
+    if variables.is_empty() {
+        text
+    } else {
+        format!("{text}\nCheck the variable {}.\n", variables.join(", "))
+    }
+}
+
+fn variable_of(command: &clap::Command, argument: &str) -> Option<String> {
+    let flag = argument.split_whitespace().next()?.trim_start_matches("--");
+    command
+        .get_arguments()
+        .chain(command.get_subcommands().flat_map(clap::Command::get_arguments))
+        .find(|known| known.get_long() == Some(flag))
+        .and_then(|known| known.get_env())
+        .map(|name| name.to_string_lossy().into_owned())
+}

@@ -1,0 +1,20 @@
+//! Words and wire types that the coordinator and the node agent share.
+//!
+//! Nothing here does I/O, except [`tls`] and [`seal`] (key files), [`telemetry`] (the log) and
+//! [`shutdown`] (signals).
+
+pub mod agent_api;
+pub mod api;
+pub mod config;
+pub mod generation;
+pub mod halt;
+pub mod ids;
+pub mod image;
+pub mod instance;
+pub mod problem;
+pub mod resources;
+pub mod seal;
+pub mod secret;
+pub mod shutdown;
+pub mod telemetry;
+pub mod tls;
