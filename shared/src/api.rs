@@ -1,1 +1,5 @@
 //! The public REST types, one file per resource.
+
+pub mod instances;
+pub mod nodes;
+pub mod progress;

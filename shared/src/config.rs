@@ -1,6 +1,8 @@
 //! Configuration: one clap struct is flag, variable, default and `--help`. It is complete before
 //! anything binds; what is wrong is named and ends the process with exit code 64.
 
+use std::process::ExitCode;
+
 use clap::{
     CommandFactory, Parser,
     error::{ContextKind, ContextValue, ErrorKind},
@@ -45,4 +47,15 @@ fn variable_of(command: &clap::Command, argument: &str) -> Option<String> {
         .find(|known| known.get_long() == Some(flag))
         .and_then(|known| known.get_env())
         .map(|name| name.to_string_lossy().into_owned())
+}
+
+/// Ends a `main` whose configuration was bad, or that was only asked for help: tells the person and
+/// gives the exit code.
+pub fn exit(message: &str, code: i32) -> ExitCode {
+    use std::io::Write as _;
+    let text = message.trim_end();
+    let told = if code == 0 { writeln!(std::io::stdout(), "{text}") } else { writeln!(std::io::stderr(), "{text}") };
+    // Whoever closed the stream does not want to know.
+    drop(told);
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

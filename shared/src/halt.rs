@@ -81,9 +81,10 @@ impl Halt {
     }
 
     /// Runs an action, and logs its name so that the harness knows which actions exist.
-    pub async fn around<T, E, F>(&self, action: &'static str, run: F) -> Result<T, E>
+    pub async fn around<T, E, F, Run>(&self, action: &'static str, run: F) -> Result<T, E>
     where
-        F: AsyncFn() -> Result<T, E>,
+        F: Fn() -> Run,
+        Run: Future<Output = Result<T, E>>,
     {
         let Some(point) = &self.point else { return run().await };
         let occurrence = {

@@ -1,7 +1,7 @@
 //! Words and wire types that the coordinator and the node agent share.
 //!
-//! Nothing here does I/O, except [`tls`] and [`seal`] (key files), [`telemetry`] (the log) and
-//! [`shutdown`] (signals).
+//! Nothing here does I/O, except [`tls`] and [`seal`] (key files), [`telemetry`] (the log),
+//! [`shutdown`] (signals) and [`relay`] (streams that others opened).
 
 pub mod agent_api;
 pub mod api;
@@ -12,6 +12,7 @@ pub mod ids;
 pub mod image;
 pub mod instance;
 pub mod problem;
+pub mod relay;
 pub mod resources;
 pub mod seal;
 pub mod secret;

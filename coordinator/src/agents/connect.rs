@@ -1,0 +1,237 @@
+//! The only place that knows how to reach a node: today a direct mTLS dial to its data plane. A
+//! reverse tunnel for nodes that cannot be dialled would replace this file and nothing else.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::body::Body;
+use crabshack_shared::{
+    agent_api::{TUNNEL_PROTOCOL, v1::Logs},
+    ids::{InstanceId, NodeId},
+    tls,
+};
+use http::{
+    Request, Response, StatusCode,
+    header::{CONNECTION, HOST, UPGRADE},
+};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::{body::Incoming, client::conn::http1, upgrade::Upgraded};
+use hyper_util::{
+    client::legacy::connect::{Connected, Connection},
+    rt::TokioIo,
+};
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::{app::NodeDial, ca::Ca};
+
+/// For the TCP connect, and again for the TLS handshake.
+const DIAL_LIMIT: Duration = Duration::from_secs(5);
+/// For the node's answer; the node itself gives an instance 5 s to accept.
+const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+/// The most log text that is taken from a node, in bytes.
+const LOGS_LIMIT: usize = 16 * 1024 * 1024;
+
+/// Why a node or an instance on it was not reached.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// The dial failed: the machine, the agent or the way to it is down.
+    #[error("node {node} cannot be reached at {address}")]
+    Unreachable {
+        /// Which node.
+        node: NodeId,
+        /// Where it was dialled.
+        address: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The agent was reached and broke off.
+    #[error("node {node} broke off the conversation")]
+    BrokenOff {
+        /// Which node.
+        node: NodeId,
+        /// How.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The agent does not want this.
+    #[error("node {node} refused with status {status}")]
+    Refused {
+        /// Which node.
+        node: NodeId,
+        /// What it answered.
+        status: StatusCode,
+    },
+    /// The agent has no such instance, or it has no address now.
+    #[error("instance {instance} is not up on node {node}")]
+    NotHere {
+        /// Which node.
+        node: NodeId,
+        /// Which instance.
+        instance: InstanceId,
+    },
+    /// The instance does not accept connections.
+    #[error("instance {instance} on node {node} does not accept connections")]
+    NotAnswering {
+        /// Which node.
+        node: NodeId,
+        /// Which instance.
+        instance: InstanceId,
+    },
+}
+
+/// Bytes to and from a port of an instance.
+pub(crate) struct Tunnel(TokioIo<Upgraded>);
+
+/// Dials nodes as the coordinator.
+#[derive(Clone)]
+pub(crate) struct Connector {
+    /// Asked for every dial, so that a renewed certificate is used at once; the same `Arc` between
+    /// renewals keeps TLS sessions resumable.
+    identity: Arc<dyn Fn() -> Arc<ClientConfig> + Send + Sync>,
+}
+
+impl Connector {
+    /// Speaks with the coordinator's certificate.
+    pub(crate) fn new(ca: Arc<Ca>) -> Self {
+        Self::with_identity(move || ca.client_config())
+    }
+
+    /// Speaks with whatever identity is current.
+    pub(crate) fn with_identity(identity: impl Fn() -> Arc<ClientConfig> + Send + Sync + 'static) -> Self {
+        Self {
+            identity: Arc::new(identity),
+        }
+    }
+
+    /// Opens a byte stream to a port of an instance. It is open end to end: the instance accepted.
+    pub(crate) async fn tunnel(&self, node: &NodeDial, instance: InstanceId, port: u16) -> Result<Tunnel, ConnectError> {
+        let request = Request::get(format!("/v1/instances/{instance}/tunnel/{port}"))
+            .header(CONNECTION, "Upgrade")
+            .header(UPGRADE, TUNNEL_PROTOCOL);
+        let mut response = self.ask(node, request).await?;
+        match response.status() {
+            StatusCode::SWITCHING_PROTOCOLS => {
+                let stream = hyper::upgrade::on(&mut response).await;
+                Ok(Tunnel(TokioIo::new(stream.map_err(|error| broken_off(node, error))?)))
+            }
+            StatusCode::BAD_GATEWAY => Err(ConnectError::NotAnswering {
+                node: node.id.clone(),
+                instance,
+            }),
+            status => Err(refused(node, instance, status)),
+        }
+    }
+
+    /// The last lines of an instance's log.
+    pub(crate) async fn logs(&self, node: &NodeDial, instance: InstanceId, tail: u32) -> Result<String, ConnectError> {
+        let request = Request::get(format!("/v1/instances/{instance}/logs?tail={tail}"));
+        let response = self.ask(node, request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(refused(node, instance, response.status()));
+        }
+        let body = timeout(ANSWER_LIMIT, Limited::new(response.into_body(), LOGS_LIMIT).collect())
+            .await
+            .map_err(|_| broken_off(node, io::Error::from(io::ErrorKind::TimedOut)))?
+            .map_err(|error| broken_off(node, error))?;
+        let Logs { logs } = serde_json::from_slice(&body.to_bytes()).map_err(|error| broken_off(node, error))?;
+        Ok(logs)
+    }
+
+    /// One request on a connection of its own.
+    async fn ask(&self, node: &NodeDial, request: http::request::Builder) -> Result<Response<Incoming>, ConnectError> {
+        let stream = self.dial(node).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| broken_off(node, error))?;
+        // Ends with the answer, with the upgrade, or when `sender` is dropped.
+        tokio::spawn(async move { connection.with_upgrades().await.unwrap_or_default() });
+        let request = request
+            .header(HOST, tls::node_name(&node.id))
+            .body(Body::empty())
+            .map_err(|error| broken_off(node, error))?;
+        timeout(ANSWER_LIMIT, sender.send_request(request))
+            .await
+            .map_err(|_| broken_off(node, io::Error::from(io::ErrorKind::TimedOut)))?
+            .map_err(|error| broken_off(node, error))
+    }
+
+    async fn dial(&self, node: &NodeDial) -> Result<TlsStream<TcpStream>, ConnectError> {
+        self.try_dial(node).await.map_err(|source| ConnectError::Unreachable {
+            node: node.id.clone(),
+            address: node.address.clone(),
+            source,
+        })
+    }
+
+    async fn try_dial(&self, node: &NodeDial) -> io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from(tls::node_name(&node.id)).map_err(io::Error::other)?;
+        let stream = timeout(DIAL_LIMIT, TcpStream::connect(&node.address)).await??;
+        stream.set_nodelay(true)?;
+        timeout(DIAL_LIMIT, TlsConnector::from((self.identity)()).connect(name, stream)).await?
+    }
+}
+
+fn broken_off(node: &NodeDial, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ConnectError {
+    ConnectError::BrokenOff {
+        node: node.id.clone(),
+        source: source.into(),
+    }
+}
+
+fn refused(node: &NodeDial, instance: InstanceId, status: StatusCode) -> ConnectError {
+    let node = node.id.clone();
+    match status {
+        StatusCode::NOT_FOUND => ConnectError::NotHere { node, instance },
+        status => ConnectError::Refused { node, status },
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+impl Connection for Tunnel {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}

@@ -1,0 +1,165 @@
+//! `/instances`: what people ask for. A change is one transaction; what follows is told as a stream of
+//! events, and goes on without the stream.
+
+mod change;
+mod create;
+mod request;
+mod stream;
+pub(crate) mod view;
+
+use std::sync::Arc;
+
+use axum::{Json, body::Body, extract::State, response::Response};
+use crabshack_shared::{
+    api::{
+        instances::{InstanceDetails, InstanceList, InstanceLogs, RestartInstance, SshAccess},
+        progress::{Progress, Stage},
+    },
+    ids::UserId,
+    instance::InstanceName,
+    problem::Problem,
+    telemetry::Chain,
+};
+use serde::{Deserialize, de::IgnoredAny};
+
+use self::{
+    change::{Wish, change},
+    stream::{Goal, follow},
+};
+use super::{
+    extract::{self, Named, Parameters, no_such_instance},
+    internal,
+};
+use crate::{app::App, status};
+
+/// `POST /instances`.
+pub(crate) async fn create(State(app): State<Arc<App>>, body: Body) -> Result<Response, Problem> {
+    let request = extract::required(body).await?;
+    let record = create::create(&app, request::check(request)?, UserId::admin()).await?;
+    let created = Progress::new(Stage::Created, record.name.clone(), "Created");
+    Ok(follow(&app, &record, Goal::Ready, Some(created)))
+}
+
+/// `GET /instances`: all, newest first, nothing secret.
+pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<InstanceList>, Problem> {
+    let reading = app.store.reading().map_err(internal)?;
+    let mut records = reading.instances().map_err(internal)?;
+    records.retain(|record| record.is_living());
+    // Within a second the generation tells which came later.
+    records.sort_by_key(|record| std::cmp::Reverse((record.created_at, record.generation)));
+    let instances = records
+        .into_iter()
+        .map(|record| {
+            let observation = reading.observation(record.id)?;
+            Ok(view::summary(&app, &record, observation.as_ref()))
+        })
+        .collect::<Result<_, _>>()
+        .map_err(|error: crate::store::StoreError| internal(error))?;
+    Ok(Json(InstanceList { instances }))
+}
+
+/// `GET /instances/{name}`.
+pub(crate) async fn show(State(app): State<Arc<App>>, Named(name): Named) -> Result<Json<InstanceDetails>, Problem> {
+    let found = view::find(&app, &name).map_err(internal)?;
+    let found = found.ok_or_else(|| no_such_instance(&name))?;
+    let secrets = app.store.secrets(&found.record).map_err(internal)?;
+    Ok(Json(view::details(&app, &found, secrets.token)))
+}
+
+/// Parameters of `DELETE /instances/{name}`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Delete {
+    #[serde(default)]
+    purge: bool,
+}
+
+/// `DELETE /instances/{name}`. Without `?purge=true` the disk is kept.
+pub(crate) async fn delete(
+    State(app): State<Arc<App>>,
+    Named(name): Named,
+    Parameters(Delete { purge }): Parameters<Delete>,
+) -> Result<Response, Problem> {
+    let record = change(&app, &name, Wish::Delete { purge }).await?;
+    Ok(follow(&app, &record, Goal::Deleted { purge }, None))
+}
+
+/// `POST /instances/{name}/start`.
+pub(crate) async fn start(State(app): State<Arc<App>>, Named(name): Named, body: Body) -> Result<Response, Problem> {
+    extract::optional::<IgnoredAny>(body).await?;
+    let record = change(&app, &name, Wish::Start).await?;
+    Ok(follow(&app, &record, Goal::Ready, None))
+}
+
+/// `POST /instances/{name}/stop`.
+pub(crate) async fn stop(State(app): State<Arc<App>>, Named(name): Named, body: Body) -> Result<Response, Problem> {
+    extract::optional::<IgnoredAny>(body).await?;
+    let record = change(&app, &name, Wish::Stop).await?;
+    Ok(follow(&app, &record, Goal::Stopped, None))
+}
+
+/// `POST /instances/{name}/restart`.
+pub(crate) async fn restart(State(app): State<Arc<App>>, Named(name): Named, body: Body) -> Result<Response, Problem> {
+    let request: RestartInstance = extract::optional(body).await?.unwrap_or_default();
+    if let Some(image) = request.image {
+        let found = view::find(&app, &name).map_err(internal)?.ok_or_else(|| no_such_instance(&name))?;
+        if image.0 != found.record.spec.image.to_string() {
+            return Err(Problem::invalid(format!(
+                "restart with another image is not supported: leave `image` out, or give the present one, `{}`",
+                found.record.spec.image
+            )));
+        }
+    }
+    let record = change(&app, &name, Wish::Restart).await?;
+    Ok(follow(&app, &record, Goal::Ready, None))
+}
+
+/// `GET /instances/{name}/ssh`.
+pub(crate) async fn ssh(State(app): State<Arc<App>>, Named(name): Named) -> Result<Json<SshAccess>, Problem> {
+    let found = view::find(&app, &name).map_err(internal)?;
+    let found = found.ok_or_else(|| no_such_instance(&name))?;
+    view::ssh(&app.settings, &found)
+        .map(Json)
+        .ok_or_else(|| Problem::not_found(format!("instance `{name}` is on no node yet: SSH is not available")))
+}
+
+/// Parameters of `GET /instances/{name}/logs`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Tail {
+    tail: Option<u32>,
+}
+
+/// `GET /instances/{name}/logs`: the last lines, from its node.
+pub(crate) async fn logs(
+    State(app): State<Arc<App>>,
+    Named(name): Named,
+    Parameters(Tail { tail }): Parameters<Tail>,
+) -> Result<Json<InstanceLogs>, Problem> {
+    let tail = tail.unwrap_or(100);
+    if !(1..=10_000).contains(&tail) {
+        return Err(Problem::invalid("tail must be from 1 to 10000"));
+    }
+    let found = view::find(&app, &name).map_err(internal)?;
+    let found = found.ok_or_else(|| no_such_instance(&name))?;
+    // A container that failed still has its last words.
+    let silent = status::of(&found.record, found.observation.as_ref(), true).phase == "stopped" || found.observation.is_none();
+    let Some(node) = found.node.as_ref().and_then(|node| node.dial()).filter(|_| !silent) else {
+        return Ok(Json(empty(name)));
+    };
+    match app.connector.logs(&node, found.record.id, tail).await {
+        Ok(logs) => Ok(Json(InstanceLogs { name, logs })),
+        Err(error) => {
+            tracing::warn!(instance.name = %name, node.id = %node.id, "logs cannot be fetched: {}", Chain(&error));
+            Err(Problem::unreachable("the logs cannot be fetched from the instance's node: try again"))
+        }
+    }
+}
+
+fn empty(name: InstanceName) -> InstanceLogs {
+    InstanceLogs {
+        name,
+        logs: String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

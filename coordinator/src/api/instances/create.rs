@@ -1,0 +1,73 @@
+//! Writes a new instance down, if its name is free and a node has room: one transaction.
+
+use std::sync::Arc;
+
+use chrono::Utc;
+use crabshack_shared::{
+    ids::{InstanceId, UserId},
+    problem::{Code, Problem},
+};
+
+use super::{super::internal, request::Checked};
+use crate::{
+    app::App,
+    placement::{self, Need, NoRoom},
+    store::{InstanceRecord, NewInstance, NoPlace, StoreError},
+};
+
+/// Why nothing was written.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{0:?}")]
+    Place(NoPlace),
+    #[error(transparent)]
+    Room(#[from] NoRoom),
+}
+
+/// Writes the wish down and wakes the reconciler. Runs to its end when the caller goes away.
+pub(super) async fn create(app: &Arc<App>, checked: Checked, owner: UserId) -> Result<InstanceRecord, Problem> {
+    let id = InstanceId::random();
+    let new = NewInstance {
+        id,
+        sealed: app.store.seal(id, &checked.secrets).map_err(internal)?,
+        name: checked.name.clone(),
+        owner,
+        spec: checked.spec,
+    };
+    let task = {
+        let app = Arc::clone(app);
+        async move {
+            let inner = Arc::clone(&app);
+            let written = app
+                .store
+                .write(move |writing| -> Result<InstanceRecord, Refused> {
+                    let records = writing.instances()?;
+                    let mut candidates = placement::candidates(&writing.nodes()?, &records, &inner.registry);
+                    let need = Need::of(&new.spec.service_type, &new.spec.resources);
+                    let record = writing.create_instance(new, Utc::now())?.map_err(Refused::Place)?;
+                    // Those that wait already come first.
+                    placement::seat_waiting(inner.placement.as_ref(), &mut candidates, &records);
+                    inner.placement.choose(&mut candidates, need)?;
+                    Ok(record)
+                })
+                .await;
+            if let Ok(record) = &written {
+                tracing::info!(instance.id = %record.id, instance.name = %record.name, "created");
+                app.reconciler.wake();
+            }
+            written
+        }
+    };
+    let written = app.shutdown.tasks.spawn(task).await.map_err(internal)?;
+    written.map_err(|refused| match refused {
+        Refused::Store(error) => internal(error),
+        Refused::Place(NoPlace::NameTaken) => {
+            let name = checked.name.map(|name| name.to_string()).unwrap_or_default();
+            Problem::conflict(Code::NameTaken, format!("an instance named `{name}` exists already"))
+        }
+        Refused::Place(NoPlace::NoPort) => Problem::conflict(Code::NoCapacity, "all SSH ports are in use"),
+        Refused::Room(why) => Problem::conflict(Code::NoCapacity, format!("no capacity: {why}")),
+    })
+}

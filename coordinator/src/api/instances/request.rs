@@ -1,0 +1,209 @@
+//! Checks what was asked for, before anything happens. Pure: everything but the name's being free and
+//! the room for it.
+
+use std::collections::BTreeMap;
+
+use crabshack_shared::{
+    agent_api::v1::InstanceSecrets,
+    api::instances::{CreateInstance, LooseText},
+    instance::InstanceName,
+    problem::Problem,
+    resources::Resources,
+    secret::Secret,
+};
+
+use crate::{service_types, store::Spec};
+
+/// When no size is asked for.
+const DEFAULT_STORAGE: &str = "10g";
+/// Below this Docker refuses a limit.
+const MEMORY_MINIMUM: u64 = 6 << 20;
+/// Longest texts.
+const URL_LIMIT: usize = 512;
+const KEY_LIMIT: usize = 4096;
+const SSH_KEY_LIMIT: usize = 16 << 10;
+const ENVIRONMENT_NAME_LIMIT: usize = 128;
+const ENVIRONMENT_VALUE_LIMIT: usize = 32 << 10;
+const ENVIRONMENT_COUNT_LIMIT: usize = 256;
+
+/// Environment that we set ourselves, or that would change what we run.
+const MANAGED: [&str; 33] = [
+    "BASTION_SSH_PUBKEY",
+    "CHANNEL_RELAY_API_KEY",
+    "CHANNEL_RELAY_URL",
+    "ENGINE_V2",
+    "GATEWAY_AUTH_TOKEN",
+    "GATEWAY_PORT",
+    "GOOGLE_OAUTH_CLIENT_ID",
+    "HOME",
+    "INSTANCE_NAME",
+    "INSTANCE_TOKEN",
+    "IRONCLAW_DOMAIN",
+    "IRONCLAW_INSTANCE_ID",
+    "IRONCLAW_OAUTH_EXCHANGE_URL",
+    "NEARAI_API_KEY",
+    "NEARAI_API_URL",
+    "NEARAI_MODEL",
+    "OPENCLAW_AUTO_APPROVE_DEVICES",
+    "OPENCLAW_DOMAIN",
+    "OPENCLAW_FORCE_CONFIG_REGEN",
+    "OPENCLAW_GATEWAY_BIND",
+    "OPENCLAW_GATEWAY_TOKEN",
+    "OPENCLAW_INSTANCE_NAME",
+    "HOSTNAME",
+    "LOGNAME",
+    "PATH",
+    "SECRETS_MASTER_KEY",
+    "SERVICE_TYPE",
+    "SHELL",
+    "SSH_PORT",
+    "SSH_PUBKEY",
+    "TERM",
+    "TZ",
+    "USER",
+];
+
+/// A request that can be carried out, if its name is free and a node has room.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    pub(crate) name: Option<InstanceName>,
+    pub(crate) spec: Spec,
+    pub(crate) secrets: InstanceSecrets,
+}
+
+/// Checks a request. The instance's token is made here.
+pub(crate) fn check(request: CreateInstance) -> Result<Checked, Problem> {
+    let [service_type, image, mem_limit, cpus, nearai_api_key, nearai_api_url] = required([
+        ("service_type", request.service_type),
+        ("image", request.image),
+        ("mem_limit", request.mem_limit),
+        ("cpus", request.cpus),
+        ("nearai_api_key", request.nearai_api_key),
+        ("nearai_api_url", request.nearai_api_url),
+    ])?;
+    let service_type = service_types::find(&service_type).ok_or_else(|| {
+        Problem::invalid(format!(
+            "unknown service_type `{}`: known are {}",
+            service_type.chars().take(64).collect::<String>(),
+            service_types::names()
+        ))
+    })?;
+    let name = given(request.name)
+        .map(|name| name.parse::<InstanceName>())
+        .transpose()
+        .map_err(|error| Problem::invalid(error.to_string()))?;
+    let storage = given(request.storage_size).unwrap_or_else(|| DEFAULT_STORAGE.to_owned());
+    let resources = Resources {
+        memory: field("mem_limit", mem_limit.parse())?,
+        cpus: field("cpus", cpus.parse())?,
+        storage: field("storage_size", storage.parse())?,
+    };
+    if resources.memory.get() < MEMORY_MINIMUM {
+        return Err(Problem::invalid("mem_limit: at least 6m is needed"));
+    }
+    let spec = Spec {
+        service_type,
+        image: field("image", image.parse())?,
+        resources,
+        ssh_pubkey: given(request.ssh_pubkey).map(ssh_key).transpose()?,
+        nearai_api_url: api_url(nearai_api_url)?,
+    };
+    let secrets = InstanceSecrets {
+        token: Secret::random(),
+        nearai_api_key: api_key(nearai_api_key)?,
+        extra_env: environment(request.extra_env.unwrap_or_default())?,
+    };
+    Ok(Checked { name, spec, secrets })
+}
+
+/// All required texts, or a problem that names all that are missing.
+fn required<const COUNT: usize>(fields: [(&'static str, Option<LooseText>); COUNT]) -> Result<[String; COUNT], Problem> {
+    let missing: Vec<&str> = fields
+        .iter()
+        .filter(|(_, value)| value.as_ref().is_none_or(|text| text.0.trim().is_empty()))
+        .map(|(name, _)| *name)
+        .collect();
+    if !missing.is_empty() {
+        return Err(Problem::invalid(format!("Missing required fields: {}", missing.join(", "))));
+    }
+    Ok(fields.map(|(_, value)| value.map(|text| text.0).unwrap_or_default()))
+}
+
+/// An empty text is as good as none.
+fn given(value: Option<LooseText>) -> Option<String> {
+    value.map(|text| text.0).filter(|text| !text.is_empty())
+}
+
+fn field<T, E: std::fmt::Display>(name: &str, parsed: Result<T, E>) -> Result<T, Problem> {
+    parsed.map_err(|error| Problem::invalid(format!("{name}: {error}")))
+}
+
+fn ssh_key(text: String) -> Result<String, Problem> {
+    let line = text.trim();
+    let refuse = |why: &str| Err(Problem::invalid(format!("ssh_pubkey {why}")));
+    if line.len() > SSH_KEY_LIMIT || line.chars().any(char::is_control) {
+        return refuse("must be one line, like `ssh-ed25519 AAAA... comment`");
+    }
+    match ssh_key::PublicKey::from_openssh(line) {
+        Ok(key) if key.algorithm() == ssh_key::Algorithm::Dsa => refuse("is a DSA key, which SSH servers refuse: use Ed25519"),
+        Ok(_) => Ok(line.to_owned()),
+        Err(_) => refuse("is not a public key in OpenSSH's form, like `ssh-ed25519 AAAA... comment`"),
+    }
+}
+
+fn api_url(text: String) -> Result<String, Problem> {
+    let valid = text.len() <= URL_LIMIT
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"=\"'\\`$<>".contains(&byte))
+        && text.parse::<http::Uri>().is_ok_and(|uri| {
+            matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
+        });
+    if valid {
+        Ok(text)
+    } else {
+        Err(Problem::invalid(format!(
+            "nearai_api_url must be an http or https URL of at most {URL_LIMIT} characters without `=`"
+        )))
+    }
+}
+
+fn api_key(text: String) -> Result<Secret, Problem> {
+    if text.len() > KEY_LIMIT || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Problem::invalid(format!(
+            "nearai_api_key must be at most {KEY_LIMIT} printable characters without spaces"
+        )));
+    }
+    Ok(Secret::from(text))
+}
+
+fn environment(asked: BTreeMap<String, Option<LooseText>>) -> Result<BTreeMap<String, Secret>, Problem> {
+    if asked.len() > ENVIRONMENT_COUNT_LIMIT {
+        return Err(Problem::invalid(format!(
+            "extra_env may hold at most {ENVIRONMENT_COUNT_LIMIT} variables"
+        )));
+    }
+    let mut environment = BTreeMap::new();
+    for (name, value) in asked {
+        let shown: String = name.chars().take(64).collect();
+        let name_valid = name.len() <= ENVIRONMENT_NAME_LIMIT
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+            && name.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
+        if !name_valid {
+            return Err(Problem::invalid(format!(
+                "extra_env: `{shown}` is not a variable name: use letters, digits and `_`"
+            )));
+        }
+        if MANAGED.contains(&name.as_str()) {
+            return Err(Problem::invalid(format!("extra_env: `{shown}` is set by the server")));
+        }
+        let Some(LooseText(value)) = value else {
+            continue;
+        };
+        if value.len() > ENVIRONMENT_VALUE_LIMIT || value.contains(['\n', '\r', '\0']) {
+            return Err(Problem::invalid(format!(
+                "extra_env: the value of `{shown}` must be one line of at most {ENVIRONMENT_VALUE_LIMIT} bytes"
+            )));
+        }
+        environment.insert(name, Secret::from(value));
+    }
+    Ok(environment)
+}

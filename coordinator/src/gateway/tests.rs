@@ -1,0 +1,449 @@
+//! The gateway end to end inside one process: a visitor's socket, the real forwarding, a node that
+//! speaks the data plane's protocol, and a small agent behind it.
+
+mod agent;
+mod node;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request, State},
+    response::Response,
+};
+use crabshack_shared::{
+    ids::InstanceId,
+    instance::{InstanceStatus, ServiceType},
+    secret::Secret,
+    shutdown::Shutdown,
+};
+use http::uri::PathAndQuery;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{TcpListener, TcpStream},
+};
+
+use super::{
+    Gateway, host,
+    proxy::{Door, Visit},
+};
+use crate::app::{GatewayTarget, NodeDial};
+
+const MEBIBYTE: usize = 1024 * 1024;
+
+/// A gateway in front of one agent.
+struct House {
+    gateway: Gateway,
+    admin: Secret,
+    target: GatewayTarget,
+    _folder: tempfile::TempDir,
+}
+
+/// Who serves the visitor.
+#[derive(Clone, Copy)]
+enum Listener {
+    Ui,
+    Api,
+}
+
+struct Running {
+    house: Arc<House>,
+    node: node::FakeNode,
+    ui: SocketAddr,
+    api: SocketAddr,
+}
+
+impl Running {
+    async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut GatewayTarget)) -> Self {
+        let agent = agent::start().await;
+        let node = node::FakeNode::start(agent).await;
+        let folder = tempfile::tempdir().unwrap();
+        let mut target = GatewayTarget {
+            id: InstanceId::random(),
+            service_type: ServiceType::new(ServiceType::OPENCLAW),
+            token: Secret::random(),
+            origin: "http://a.localhost:3000".to_owned(),
+            node: Some(NodeDial {
+                id: node.id.clone(),
+                address: node.address.to_string(),
+            }),
+            status: InstanceStatus::Running,
+            ready: true,
+        };
+        change(&mut target);
+        let house = Arc::new(House {
+            gateway: Gateway::new(folder.path(), node.connector(), Shutdown::default()).unwrap(),
+            admin: Secret::random(),
+            target,
+            _folder: folder,
+        });
+        Self {
+            ui: listen(house.clone(), Listener::Ui).await,
+            api: listen(house.clone(), Listener::Api).await,
+            house,
+            node,
+        }
+    }
+
+    fn bearer(&self) -> String {
+        format!("Authorization: Bearer {}\r\n", self.house.target.token.expose())
+    }
+
+    /// Sends a request by the host route with the token as a bearer.
+    async fn open(&self, line: &str, headers: &str) -> BufReader<TcpStream> {
+        send(self.ui, line, &format!("{}{headers}", self.bearer())).await
+    }
+}
+
+async fn listen(house: Arc<House>, listener: Listener) -> SocketAddr {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let routes = Router::new().fallback(serve).with_state((house, listener));
+    let service = routes.into_make_service_with_connect_info::<SocketAddr>();
+    tokio::spawn(async move { axum::serve(socket, service).await });
+    address
+}
+
+async fn serve(
+    State((house, listener)): State<(Arc<House>, Listener)>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Response {
+    match listener {
+        Listener::Ui => host::answer(&house.gateway, &house.admin, Some(&house.target), client, request).await,
+        Listener::Api => {
+            let path = request.uri().path_and_query().cloned();
+            let visit = Visit {
+                client: client.ip(),
+                door: Door::Api,
+                path: path.unwrap_or(PathAndQuery::from_static("/")),
+            };
+            let outcome = host::carry(&house.gateway, &house.target, visit, request).await;
+            outcome.unwrap_or_else(|refusal| refusal.answer(false))
+        }
+    }
+}
+
+async fn send(to: SocketAddr, line: &str, headers: &str) -> BufReader<TcpStream> {
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    let text = format!("{line} HTTP/1.1\r\nHost: a.localhost:3000\r\n{headers}\r\n");
+    stream.write_all(text.as_bytes()).await.unwrap();
+    BufReader::new(stream)
+}
+
+/// Status line and headers, as they came.
+async fn head(stream: &mut BufReader<TcpStream>) -> String {
+    let mut text = String::new();
+    while !text.ends_with("\r\n\r\n") {
+        assert_ne!(
+            stream.read_line(&mut text).await.unwrap(),
+            0,
+            "the answer ended in its head: {text}"
+        );
+    }
+    text
+}
+
+/// Everything until the server closes; ask with `Connection: close`.
+async fn rest(stream: &mut BufReader<TcpStream>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap();
+    bytes
+}
+
+async fn text(stream: &mut BufReader<TcpStream>) -> String {
+    String::from_utf8(rest(stream).await).unwrap()
+}
+
+#[tokio::test]
+async fn request__should_reach_the_agent_without_credentials_or_claims() {
+    let running = Running::start().await;
+    let headers = "Connection: close\r\nX-Forwarded-For: 1.2.3.4\r\nX-Forwarded-User: root\r\nX-OpenClaw-Scopes: all\r\nCookie: a=1; crabshack_gateway=x\r\nOrigin: http://elsewhere.example\r\n";
+    let seen = text(&mut running.open("GET /show//x%2Fy?q=%20", headers).await).await;
+    for expected in [
+        "GET /show//x%2Fy?q=%20",
+        "host: a.localhost:3000",
+        "origin: http://a.localhost:3000",
+        "x-forwarded-for: 192.0.2.1",
+        "x-forwarded-host: a.localhost:3000",
+        "x-forwarded-proto: http",
+        "x-forwarded-user: crabshack-owner",
+        "cookie: a=1",
+    ] {
+        assert!(seen.lines().any(|line| line == expected), "{expected} is not in {seen}");
+    }
+    for leaked in [
+        "authorization",
+        "crabshack_gateway",
+        "1.2.3.4",
+        "root",
+        "openclaw",
+        running.house.target.token.expose(),
+    ] {
+        assert!(!seen.contains(leaked), "{leaked} is in {seen}");
+    }
+    assert!(
+        seen.contains("set-cookie: own=1; Path=/\r\n") && !seen.contains("planted"),
+        "{seen}"
+    );
+    assert!(
+        seen.starts_with("HTTP/1.1 200") && !seen.to_lowercase().contains("x-hop"),
+        "{seen}"
+    );
+}
+
+#[tokio::test]
+async fn api__should_pass_neither_credentials_nor_cookies() {
+    let running = Running::start().await;
+    let headers = "Connection: close\r\nAuthorization: Bearer admin\r\nCookie: a=1\r\n";
+    let seen = text(&mut send(running.api, "DELETE /show", headers).await).await;
+    assert!(
+        seen.contains("DELETE /show") && seen.contains("host: a.localhost:3000"),
+        "{seen}"
+    );
+    assert!(!seen.contains("authorization") && !seen.contains("cookie"), "{seen}");
+}
+
+#[tokio::test]
+async fn visitor__should_get_a_cookie_for_the_token_and_nothing_without() {
+    let running = Running::start().await;
+    let token = running.house.target.token.expose();
+    let line = format!("GET /show?token={token}&x=1");
+    let exchanged = text(&mut send(running.ui, &line, "Connection: close\r\n").await).await;
+    assert!(exchanged.starts_with("HTTP/1.1 303"), "{exchanged}");
+    assert!(exchanged.contains("location: /show?x=1\r\n"), "{exchanged}");
+    let cookie = exchanged.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap();
+    let cookie = cookie.split(';').next().unwrap();
+    let seen = text(
+        &mut send(
+            running.ui,
+            "GET /show?x=1",
+            &format!("Connection: close\r\nCookie: {cookie}\r\n"),
+        )
+        .await,
+    )
+    .await;
+    assert!(seen.contains("GET /show?x=1") && !seen.contains(cookie), "{seen}");
+    let refused = text(&mut send(running.ui, "GET /show", "Connection: close\r\nAccept: text/html\r\n").await).await;
+    assert!(
+        refused.starts_with("HTTP/1.1 401") && refused.contains("<!doctype html>"),
+        "{refused}"
+    );
+    let wrong = text(&mut send(running.ui, "GET /show?token=wrong", "Connection: close\r\n").await).await;
+    assert!(
+        wrong.starts_with("HTTP/1.1 401") && wrong.contains(r#""code":"unauthorized""#),
+        "{wrong}"
+    );
+    assert_eq!(running.node.tunnels(), 1, "only the one admitted request was dialled");
+}
+
+#[tokio::test]
+async fn events__should_come_as_the_agent_writes_them() {
+    let running = Running::start().await;
+    let mut stream = running.open("GET /events", "Accept: text/event-stream\r\n").await;
+    assert!(head(&mut stream).await.contains("text/event-stream"));
+    for number in 0..5 {
+        // The agent writes the next one only when it is told to, so nothing can have been held back.
+        agent::next_event(running.node.agent).await;
+        let mut line = String::new();
+        while !line.starts_with("data:") {
+            line.clear();
+            assert_ne!(stream.read_line(&mut line).await.unwrap(), 0);
+        }
+        assert_eq!(line.trim(), format!("data: {number}"));
+    }
+    drop(stream);
+    running.node.all_closed().await;
+}
+
+#[tokio::test]
+async fn upgrade__should_carry_bytes_both_ways() {
+    let running = Running::start().await;
+    let mut stream = running
+        .open("GET /echo", "Connection: Upgrade\r\nUpgrade: anything/1\r\n")
+        .await;
+    let answer = head(&mut stream).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 101") && answer.contains("upgrade: anything/1"),
+        "{answer}"
+    );
+    let sent: Vec<u8> = (0..30 * MEBIBYTE).map(|at| (at % 251) as u8).collect();
+    let mut received = vec![0; sent.len()];
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    tokio::try_join!(writer.write_all(&sent), reader.read_exact(&mut received)).unwrap();
+    assert!(sent == received);
+    drop((reader, writer));
+    running.node.all_closed().await;
+}
+
+#[tokio::test]
+async fn upgrade__should_end_when_the_agent_ends() {
+    let running = Running::start().await;
+    let mut stream = running
+        .open("GET /hello-and-close", "Connection: Upgrade\r\nUpgrade: anything/1\r\n")
+        .await;
+    assert!(head(&mut stream).await.starts_with("HTTP/1.1 101"));
+    assert_eq!(text(&mut stream).await, "hello");
+    drop(stream);
+    running.node.all_closed().await;
+}
+
+#[tokio::test]
+async fn upgrade__should_pass_a_refusal_on() {
+    let running = Running::start().await;
+    let mut stream = running
+        .open("GET /show", "Connection: Upgrade\r\nUpgrade: anything/1\r\n")
+        .await;
+    let answer = head(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && !answer.contains("upgrade"), "{answer}");
+}
+
+#[tokio::test]
+async fn bodies__should_be_streamed_in_full_both_ways() {
+    let running = Running::start().await;
+    let size = 30 * MEBIBYTE;
+    let body = vec![7; size];
+    let framed = format!("Connection: close\r\nContent-Length: {size}\r\n");
+    let mut stream = running.open("POST /count", &framed).await;
+    stream.write_all(&body).await.unwrap();
+    let answer = text(&mut stream).await;
+    assert!(answer.ends_with(&format!("{size} length")), "{answer}");
+
+    let mut stream = running
+        .open("GET /count", "Connection: close\r\nTransfer-Encoding: chunked\r\n")
+        .await;
+    stream.write_all(b"5\r\nabcde\r\n3\r\nfgh\r\n0\r\n\r\n").await.unwrap();
+    let answer = text(&mut stream).await;
+    assert!(answer.ends_with("8 chunked"), "{answer}");
+
+    let mut stream = running.open(&format!("GET /give/{size}"), "Connection: close\r\n").await;
+    head(&mut stream).await;
+    assert_eq!(rest(&mut stream).await.len(), size);
+}
+
+#[tokio::test]
+async fn request__should_not_be_smuggled_by_two_lengths() {
+    let running = Running::start().await;
+    let framed = "Connection: close\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n";
+    let mut stream = running.open("POST /count", framed).await;
+    stream.write_all(b"5\r\nabcde\r\n0\r\n\r\n").await.unwrap();
+    let answer = text(&mut stream).await;
+    assert!(
+        answer.ends_with("5 chunked") || answer.starts_with("HTTP/1.1 400"),
+        "{answer}"
+    );
+    let framed = "Connection: close\r\nContent-Length: 3\r\nContent-Length: 5\r\n";
+    let mut stream = running.open("POST /count", framed).await;
+    stream.write_all(b"abcde").await.unwrap();
+    assert!(head(&mut stream).await.starts_with("HTTP/1.1 400"));
+}
+
+#[tokio::test]
+async fn hang_up__should_end_the_agents_work() {
+    let running = Running::start().await;
+    // Before the answer began.
+    let stream = running.open("GET /silent", "").await;
+    running.node.opened(1).await;
+    drop(stream);
+    running.node.all_closed().await;
+    // In the middle of an endless answer that is not read.
+    let mut stream = running.open("GET /endless", "").await;
+    head(&mut stream).await;
+    drop(stream);
+    running.node.all_closed().await;
+    // In the middle of a request.
+    let mut stream = running.open("POST /count", "Content-Length: 1000\r\n").await;
+    stream.write_all(b"only this").await.unwrap();
+    running.node.opened(3).await;
+    drop(stream);
+    running.node.all_closed().await;
+}
+
+#[tokio::test]
+async fn tunnels__should_be_used_again() {
+    let running = Running::start().await;
+    for _ in 0..5 {
+        let answer = text(&mut running.open("GET /show", "Connection: close\r\n").await).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert_eq!(running.node.tunnels(), 1);
+}
+
+#[tokio::test]
+async fn instance_that_cannot_answer__should_be_explained() {
+    let get = async |running: &Running, accept: &str| {
+        let headers = format!("Connection: close\r\nAccept: {accept}\r\n");
+        text(&mut running.open("GET /show", &headers).await).await
+    };
+    for (status, ready, code, retry_after) in [
+        (InstanceStatus::Creating, false, "not_ready", 3),
+        (InstanceStatus::Running, false, "not_ready", 3),
+        (InstanceStatus::Stopped, false, "stopped", 30),
+        (InstanceStatus::Error, false, "unreachable", 30),
+    ] {
+        let running = Running::with(|target| (target.status, target.ready) = (status, ready)).await;
+        let problem = get(&running, "*/*").await;
+        assert!(
+            problem.starts_with("HTTP/1.1 503") && problem.contains(&format!(r#""code":"{code}""#)),
+            "{problem}"
+        );
+        assert!(problem.contains(&format!("retry-after: {retry_after}\r\n")), "{problem}");
+        let page = get(&running, "text/html,*/*").await;
+        assert!(page.starts_with("HTTP/1.1 503") && page.contains("</html>"), "{page}");
+        assert_eq!(running.node.tunnels(), 0);
+    }
+    let lost = Running::with(|target| {
+        if let Some(node) = &mut target.node {
+            node.address = "127.0.0.1:1".to_owned();
+        }
+    });
+    assert!(get(&lost.await, "*/*").await.starts_with("HTTP/1.1 502"));
+    let impostor = Running::with(|target| {
+        if let Some(node) = &mut target.node {
+            node.id = crabshack_shared::ids::NodeId::random();
+        }
+    });
+    assert!(get(&impostor.await, "*/*").await.starts_with("HTTP/1.1 502"));
+    let closed = Running::start().await;
+    closed.node.refuse(502);
+    let answer = get(&closed, "*/*").await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 3\r\n"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn connector__should_say_what_failed() {
+    use crate::agents::connect::ConnectError;
+
+    let running = Running::start().await;
+    let (connector, dial) = (running.node.connector(), running.house.target.node.clone().unwrap());
+    let id = running.house.target.id;
+    assert_eq!(connector.logs(&dial, id, 7).await.unwrap(), "7 lines");
+    assert_eq!(connector.logs(&dial, id, 8).await.unwrap(), "8 lines");
+    assert_eq!(running.node.resumed_sessions(), 1);
+    running.node.refuse(404);
+    assert!(matches!(
+        connector.tunnel(&dial, id, 1).await,
+        Err(ConnectError::NotHere { .. })
+    ));
+    assert!(matches!(
+        connector.logs(&dial, id, 7).await,
+        Err(ConnectError::NotHere { .. })
+    ));
+    running.node.refuse(502);
+    assert!(matches!(
+        connector.tunnel(&dial, id, 1).await,
+        Err(ConnectError::NotAnswering { .. })
+    ));
+    running.node.refuse(403);
+    assert!(matches!(
+        connector.tunnel(&dial, id, 1).await,
+        Err(ConnectError::Refused { .. })
+    ));
+}

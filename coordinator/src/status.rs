@@ -1,0 +1,156 @@
+//! What the API says of an instance: a function of what is wanted and what was observed.
+
+use crabshack_shared::{
+    agent_api::v1::{Desired, Phase},
+    instance::InstanceStatus,
+};
+
+use crate::store::{InstanceRecord, Observation};
+
+/// The state of a living instance in the API's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Status {
+    pub(crate) word: InstanceStatus,
+    /// Where it is on its way.
+    pub(crate) phase: &'static str,
+    /// Why, for people.
+    pub(crate) reason: Option<String>,
+    /// True while it is wanted and answers.
+    pub(crate) ready: bool,
+    /// True while its container may have its address.
+    pub(crate) up: bool,
+}
+
+/// The word for a phase, as nodes report it.
+pub(crate) fn phase_word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Creating => "creating",
+        Phase::Pulling => "pulling",
+        Phase::Starting => "starting",
+        Phase::Ready => "ready",
+        Phase::Unhealthy => "unhealthy",
+        Phase::Waiting => "waiting",
+        Phase::Failed => "failed",
+        Phase::Stopping => "stopping",
+        Phase::Stopped => "stopped",
+        Phase::Deleted => "deleted",
+        Phase::Unknown => "unknown",
+    }
+}
+
+/// True when an observation answers the last wish, and not an earlier one.
+pub(crate) fn answers(record: &InstanceRecord, observation: &Observation) -> bool {
+    observation
+        .report
+        .generation
+        .is_some_and(|generation| generation >= record.generation)
+}
+
+/// What the API says. `alive`: its node, if it has one, reports.
+pub(crate) fn of(record: &InstanceRecord, observation: Option<&Observation>, alive: bool) -> Status {
+    let current = observation.filter(|observation| answers(record, observation));
+    let phase = observation.map(|observation| observation.report.phase);
+    let wanted = record.desired == Desired::Running;
+    let word = match (wanted, current.map(|current| current.report.phase)) {
+        (false, Some(Phase::Stopped)) | (true, Some(Phase::Stopped)) => InstanceStatus::Stopped,
+        (false, _) if record.assignment.is_none() => InstanceStatus::Stopped,
+        (false, Some(Phase::Failed)) => InstanceStatus::Error,
+        (false, _) => InstanceStatus::Running,
+        (true, Some(Phase::Failed | Phase::Waiting)) => InstanceStatus::Error,
+        (true, _) if observation.is_some_and(|observation| observation.ready_once) => InstanceStatus::Running,
+        (true, _) => InstanceStatus::Creating,
+    };
+    let phase_now = match (word, phase) {
+        (InstanceStatus::Stopped, _) => "stopped",
+        (_, None) if record.assignment.is_none() => "scheduling",
+        (InstanceStatus::Error, Some(phase)) => phase_word(phase),
+        _ if !wanted => "stopping",
+        (_, None) => "creating",
+        // The node has not heard of the new wish yet.
+        (_, Some(Phase::Stopped | Phase::Failed | Phase::Waiting)) => "starting",
+        (_, Some(phase)) => phase_word(phase),
+    };
+    let reason = if !alive {
+        Some("its node does not report".to_owned())
+    } else if record.assignment.is_none() && wanted {
+        Some("no node has room for it yet".to_owned())
+    } else if wanted && word == InstanceStatus::Stopped {
+        Some("its node follows a later wish than is recorded here: start it to take over".to_owned())
+    } else {
+        current.and_then(|current| current.report.reason.clone())
+    };
+    Status {
+        word,
+        phase: phase_now,
+        reason,
+        ready: wanted && phase == Some(Phase::Ready),
+        up: matches!(
+            phase,
+            Some(Phase::Starting | Phase::Ready | Phase::Unhealthy | Phase::Stopping)
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{observation, record};
+    use InstanceStatus::{Creating, Error, Running, Stopped};
+
+    const STOPPED: Desired = Desired::Stopped;
+    const RUNNING: Desired = Desired::Running;
+
+    #[test]
+    fn status__should_follow_the_table() {
+        // desired, phase, of the last wish, ready before -> status, phase
+        let table = [
+            (RUNNING, None, true, false, Creating, "creating"),
+            (RUNNING, Some(Phase::Pulling), true, false, Creating, "pulling"),
+            (RUNNING, Some(Phase::Starting), true, false, Creating, "starting"),
+            (RUNNING, Some(Phase::Ready), true, true, Running, "ready"),
+            (RUNNING, Some(Phase::Starting), true, true, Running, "starting"),
+            (RUNNING, Some(Phase::Unhealthy), true, true, Running, "unhealthy"),
+            (RUNNING, Some(Phase::Waiting), true, true, Error, "waiting"),
+            (RUNNING, Some(Phase::Failed), true, false, Error, "failed"),
+            (RUNNING, Some(Phase::Failed), false, true, Running, "starting"),
+            (RUNNING, Some(Phase::Stopped), false, true, Running, "starting"),
+            (RUNNING, Some(Phase::Stopped), true, true, Stopped, "stopped"),
+            (STOPPED, Some(Phase::Ready), false, true, Running, "stopping"),
+            (STOPPED, Some(Phase::Stopping), true, true, Running, "stopping"),
+            (STOPPED, Some(Phase::Stopped), false, true, Running, "stopping"),
+            (STOPPED, Some(Phase::Stopped), true, true, Stopped, "stopped"),
+            (STOPPED, Some(Phase::Failed), true, true, Error, "failed"),
+        ];
+        for (desired, phase, answers, ready_once, word, phase_now) in table {
+            let record = record(desired, Some("node-000000000001"));
+            let seen = phase.map(|phase| {
+                let mut seen = observation(&record, phase, ready_once);
+                if !answers {
+                    seen.report.generation = None;
+                }
+                seen
+            });
+            let status = of(&record, seen.as_ref(), true);
+            assert_eq!((status.word, status.phase), (word, phase_now), "{desired:?} {phase:?} {answers}");
+        }
+    }
+
+    #[test]
+    fn status__should_say_why_nothing_happens() {
+        let waiting = of(&record(RUNNING, None), None, true);
+        assert_eq!((waiting.word, waiting.phase), (Creating, "scheduling"));
+        assert!(waiting.reason.unwrap().contains("room"));
+        let silent = of(&record(RUNNING, Some("node-000000000001")), None, false);
+        assert!(silent.reason.unwrap().contains("does not report"));
+        assert_eq!(of(&record(STOPPED, None), None, true).word, Stopped);
+    }
+
+    #[test]
+    fn status__should_be_ready_only_while_it_is_wanted() {
+        let mut record = record(RUNNING, Some("node-000000000001"));
+        let seen = observation(&record, Phase::Ready, true);
+        assert!(of(&record, Some(&seen), true).ready);
+        record.desired = STOPPED;
+        assert!(!of(&record, Some(&seen), true).ready);
+    }
+}

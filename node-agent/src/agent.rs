@@ -1,0 +1,269 @@
+//! Puts the rooms together, in the order that keeps the node safe: the ruleset before anything of
+//! Docker is touched, what is on the disk before what comes from the network.
+
+use std::{fs, io, net::{Ipv4Addr, SocketAddr}, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
+
+use axum_server::tls_rustls::RustlsConfig;
+use crabshack_shared::{
+    agent_api::v1::{InstanceReport, NodeFacts},
+    halt::Halt,
+    ids::InstanceId,
+    problem::Problem,
+    seal::{SealError, SealKey},
+    shutdown::Shutdown,
+    telemetry::Chain,
+    tls::TlsError,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+};
+
+use crate::{
+    config::Settings,
+    data_plane::{self, Instances},
+    dns::{self, DnsError, DnsSettings},
+    docker::{Docker, DockerError, DockerFacts},
+    egress::{Egress, EgressError, EgressSettings},
+    facts::{self, Unsupported},
+    health::{self, Status},
+    ledger::{Ledger, LedgerError},
+    metrics::Metrics,
+    node::Node,
+    recipe,
+    reconcile::{Reconciler, probe::Probes},
+    uplink::{
+        Uplink,
+        client::Client,
+        enrol::{self, EnrolError},
+    },
+    volume::Volumes,
+};
+
+/// How often the machine's facts are read again.
+const FACTS_PERIOD: Duration = Duration::from_secs(60);
+const DOCKER_RETRY: Duration = Duration::from_millis(500);
+/// How long tasks may take to end after a signal.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why the node agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("the data folder {path} (CRABSHACK_AGENT_DATA_DIR) cannot be made or entered; the node agent must run as root")]
+    DataFolder {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("another process listens on {address} (CRABSHACK_HEALTH_LISTEN)")]
+    HealthListener {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the node's key cannot be used")]
+    Seal(#[from] SealError),
+    #[error("the ledger cannot be used")]
+    Ledger(#[from] LedgerError),
+    #[error("Docker cannot be used")]
+    Docker(#[from] DockerError),
+    #[error("this machine cannot be a node")]
+    Unsupported(#[from] Unsupported),
+    #[error("egress cannot be controlled, so nothing may run here")]
+    Egress(#[from] EgressError),
+    #[error("instances would have no DNS")]
+    Dns(#[from] DnsError),
+    #[error("the node is not part of a deployment")]
+    Enrol(#[from] EnrolError),
+    #[error("the node's certificate cannot be used")]
+    Tls(#[from] TlsError),
+    #[error("the data plane cannot be served on {address} (CRABSHACK_DATA_PLANE)")]
+    DataPlane {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("probes cannot be made")]
+    Probes(#[source] reqwest::Error),
+    #[error("signals cannot be received")]
+    Signals(#[source] io::Error),
+}
+
+/// Runs until a signal comes.
+pub(crate) async fn run(settings: Settings) -> Result<(), StartError> {
+    let folder = |source| StartError::DataFolder { path: settings.data_dir.clone(), source };
+    fs::create_dir_all(&settings.data_dir).map_err(folder)?;
+    fs::set_permissions(&settings.data_dir, fs::Permissions::from_mode(0o700)).map_err(folder)?;
+    let shutdown = Shutdown::default();
+    let (node_sender, node_receiver) = watch::channel(None);
+    let (connected, connected_receiver) = watch::channel(false);
+    let (adopted, adopted_receiver) = watch::channel(false);
+    let (reports, reports_receiver) = watch::channel(Arc::default());
+    let metrics = Arc::new(Metrics::default());
+
+    // First of all: whoever watches the daemon gets an answer at once.
+    let health_listener = TcpListener::bind(settings.health_listen)
+        .await
+        .map_err(|source| StartError::HealthListener { address: settings.health_listen, source })?;
+    let status = Status {
+        node: node_receiver,
+        connected: connected_receiver,
+        adopted: adopted_receiver,
+        reports: reports_receiver,
+        metrics: Arc::clone(&metrics),
+    };
+    shutdown.spawn(health::serve(health_listener, status));
+
+    let signalled = tokio::select! {
+        started = start(&settings, &shutdown, Channels { node: node_sender, connected, adopted, reports, metrics }) => {
+            started?;
+            false
+        }
+        signal = Shutdown::signalled() => {
+            signal.map_err(StartError::Signals)?;
+            true
+        }
+    };
+    if !signalled {
+        Shutdown::signalled().await.map_err(StartError::Signals)?;
+    }
+    tracing::info!("stopping; instances run on");
+    if !shutdown.finish(STOP_WITHIN).await {
+        tracing::warn!("some tasks did not end in time and are cut");
+    }
+    Ok(())
+}
+
+/// Where the parts that start later tell the health listener of themselves.
+struct Channels {
+    node: watch::Sender<Option<String>>,
+    connected: watch::Sender<bool>,
+    adopted: watch::Sender<bool>,
+    reports: watch::Sender<Arc<Vec<InstanceReport>>>,
+    metrics: Arc<Metrics>,
+}
+
+async fn start(settings: &Settings, shutdown: &Shutdown, channels: Channels) -> Result<(), StartError> {
+    let key = SealKey::load_or_create(&settings.data_dir.join("seal.key"))?;
+    let ledger = Arc::new(Ledger::open(&settings.data_dir.join("ledger.redb"), key, settings.pool)?);
+    let docker = Docker::connect(&settings.docker_socket)?;
+    let docker_facts = wait_for_docker(&docker).await;
+    facts::check(&docker_facts)?;
+    let egress = Arc::new(Egress::install(EgressSettings { pool: settings.pool }).await?);
+    channels.metrics.watch_egress(Arc::clone(&egress));
+
+    let upstreams = if settings.dns_upstreams.is_empty() { dns::system_upstreams()? } else { settings.dns_upstreams.clone() };
+    let forwarder = dns::bind(DnsSettings { listen: settings.pool.service_address(), upstreams }).await?;
+    let stop = shutdown.token.clone();
+    shutdown.tasks.spawn(forwarder.serve(stop));
+
+    let networks = docker.observe().await?.networks;
+    ledger.adopt_links(networks.iter().filter_map(|(id, network)| Some((*id, network.subnet.as_ref()?))))?;
+    let node = Node {
+        docker: docker.clone(),
+        egress,
+        volumes: Arc::new(Volumes::new(settings.data_dir.join("instances"))),
+        service_address: settings.pool.service_address(),
+        ssh_bind: settings.ssh_bind,
+    };
+    let wake = Arc::new(Notify::new());
+    let probes = Probes::new(Arc::clone(&wake), shutdown.tasks.clone()).map_err(StartError::Probes)?;
+    let halt = Halt::new(settings.halt_at.clone());
+    let reconciler = Arc::new(Reconciler::new(node, Arc::clone(&ledger), probes, halt, Arc::clone(&wake)));
+    let (reports, adopted) = (reconciler.reports(), reconciler.adopted());
+    shutdown.spawn(mirror(adopted.clone(), channels.adopted));
+    shutdown.spawn(mirror(reports.clone(), channels.reports));
+    reconciler.spawn(shutdown);
+
+    // From here on the network is needed, for the first start only; the instances already run.
+    let identity = Arc::new(enrol::identity(settings, &facts::hostname()).await?);
+    channels.node.send_replace(Some(identity.node().to_string()));
+    let data_plane = RustlsConfig::from_config(Arc::new(identity.server()?));
+    let tenants = Arc::new(Tenants { ledger: Arc::clone(&ledger), docker: docker.clone() });
+    let cannot_serve = |source| StartError::DataPlane { address: settings.data_plane, source };
+    let data_plane_listener = std::net::TcpListener::bind(settings.data_plane).map_err(cannot_serve)?;
+    data_plane_listener.set_nonblocking(true).map_err(cannot_serve)?;
+    shutdown.tasks.spawn(serve_data_plane(data_plane_listener, tenants, data_plane.clone(), shutdown.clone()));
+
+    let address = settings.data_plane_address.clone().unwrap_or_else(|| settings.data_plane.to_string());
+    let (facts_sender, facts_receiver) = watch::channel(facts::node_facts(&docker_facts, &address));
+    shutdown.spawn(refresh_facts(docker, address, facts_sender));
+    let uplink = Uplink {
+        client: Client::new(settings.coordinator.clone(), identity.client()?),
+        identity,
+        ledger,
+        wake,
+        reports,
+        adopted,
+        facts: facts_receiver,
+        data_plane,
+        connected: channels.connected,
+    };
+    Arc::new(uplink).spawn(shutdown);
+    Ok(())
+}
+
+async fn serve_data_plane(listener: std::net::TcpListener, tenants: Arc<Tenants>, tls: RustlsConfig, shutdown: Shutdown) {
+    if let Err(error) = data_plane::serve(listener, tenants, tls, shutdown).await {
+        tracing::error!(error = %Chain(&error), "the data plane ended: the coordinator cannot reach this node's instances");
+    }
+}
+
+/// Docker may start after us, or be away for a moment.
+async fn wait_for_docker(docker: &Docker) -> DockerFacts {
+    let mut told = false;
+    loop {
+        match docker.facts().await {
+            Ok(facts) => return facts,
+            Err(error) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(error = %Chain(&error), "waiting for Docker");
+                }
+                tokio::time::sleep(DOCKER_RETRY).await;
+            }
+        }
+    }
+}
+
+async fn refresh_facts(docker: Docker, address: String, facts: watch::Sender<NodeFacts>) {
+    loop {
+        tokio::time::sleep(FACTS_PERIOD).await;
+        if let Ok(docker_facts) = docker.facts().await {
+            facts.send_replace(facts::node_facts(&docker_facts, &address));
+        }
+    }
+}
+
+async fn mirror<T: Clone + Send + Sync + 'static>(mut from: watch::Receiver<T>, to: watch::Sender<T>) {
+    loop {
+        let value = from.borrow_and_update().clone();
+        to.send_replace(value);
+        if from.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What the data plane may reach: the instances of the ledger, on the ports their recipe names.
+struct Tenants {
+    ledger: Arc<Ledger>,
+    docker: Docker,
+}
+
+impl Instances for Tenants {
+    fn address(&self, id: InstanceId) -> Option<(Ipv4Addr, &[u16])> {
+        let entry = self.ledger.entry(id)?;
+        let recipe = recipe::recipe(&entry.order.spec.service_type)?;
+        Some((entry.link.address, recipe.ports))
+    }
+
+    async fn logs(&self, id: InstanceId, tail: u32) -> Result<String, Problem> {
+        if self.ledger.entry(id).is_none() {
+            return Err(Problem::not_found("this node has no such instance"));
+        }
+        self.docker.logs(id, tail).await.map_err(|error| {
+            tracing::warn!(instance = %id, error = %Chain(&error), "logs cannot be read");
+            Problem::unreachable("the instance's log cannot be read on its node")
+        })
+    }
+}

@@ -1,0 +1,97 @@
+//! Settings of the node agent: every one is a flag and a variable.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use clap::Parser;
+use crabshack_shared::{halt::HaltPoint, secret::Secret, telemetry::LogFormat};
+use ipnet::Ipv4Net;
+
+use crate::link::Pool;
+
+/// Runs the instances of one node: containers, egress rules, disks.
+#[derive(Debug, Parser)]
+#[command(name = "crabshack-node-agent", version)]
+pub(crate) struct Settings {
+    /// Where the coordinator's agent listener is, host:port.
+    #[arg(long, env = "CRABSHACK_COORDINATOR", default_value = "127.0.0.1:7701")]
+    pub(crate) coordinator: String,
+
+    /// Join token; needed for the first start only. `crabshack join-token` prints one.
+    #[arg(long, env = "CRABSHACK_JOIN_TOKEN", hide_env_values = true)]
+    pub(crate) join_token: Option<Secret>,
+
+    /// File that holds the join token.
+    #[arg(long, env = "CRABSHACK_JOIN_TOKEN_FILE", conflicts_with = "join_token")]
+    pub(crate) join_token_file: Option<PathBuf>,
+
+    /// Folder of the ledger, the certificate and the instances' volumes.
+    #[arg(long, env = "CRABSHACK_AGENT_DATA_DIR", default_value = "/var/lib/crabshack/node-agent")]
+    pub(crate) data_dir: PathBuf,
+
+    /// Where the coordinator dials in (mTLS).
+    #[arg(long, env = "CRABSHACK_DATA_PLANE", default_value = "127.0.0.1:7702")]
+    pub(crate) data_plane: SocketAddr,
+
+    /// The same as the coordinator sees it, host:port; by default the address it listens on.
+    #[arg(long, env = "CRABSHACK_DATA_PLANE_ADDRESS")]
+    pub(crate) data_plane_address: Option<String>,
+
+    /// Where /health, /ready and /metrics answer.
+    #[arg(long, env = "CRABSHACK_HEALTH_LISTEN", default_value = "127.0.0.1:7703")]
+    pub(crate) health_listen: SocketAddr,
+
+    /// Private network that instances get their addresses from.
+    #[arg(long, env = "CRABSHACK_POOL", default_value = "10.201.0.0/16", value_parser = parse_pool)]
+    pub(crate) pool: Pool,
+
+    /// Resolvers that instances' questions are passed on to, ip or ip:port; by default those of /etc/resolv.conf.
+    #[arg(long, env = "CRABSHACK_DNS_UPSTREAMS", value_delimiter = ',', value_parser = parse_resolver)]
+    pub(crate) dns_upstreams: Vec<SocketAddr>,
+
+    /// Address of the node on which SSH ports are published.
+    #[arg(long, env = "CRABSHACK_SSH_BIND", default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
+    pub(crate) ssh_bind: IpAddr,
+
+    /// Docker's socket.
+    #[arg(long, env = "CRABSHACK_DOCKER_SOCKET", default_value = "unix:///var/run/docker.sock")]
+    pub(crate) docker_socket: String,
+
+    /// Log more.
+    #[arg(long, env = "CRABSHACK_DEBUG", value_parser = clap::builder::FalseyValueParser::new(), num_args = 0..=1, default_missing_value = "1", default_value = "0")]
+    pub(crate) debug: bool,
+
+    /// How log lines look.
+    #[arg(long, env = "CRABSHACK_LOG_FORMAT", value_enum, default_value = "text")]
+    pub(crate) log_format: LogFormat,
+
+    /// For the crash harness: where to die.
+    #[arg(long, env = "CRABSHACK_HALT_AT", hide = true)]
+    pub(crate) halt_at: Option<HaltPoint>,
+}
+
+fn parse_pool(text: &str) -> Result<Pool, String> {
+    let network: Ipv4Net = text.parse().map_err(|_| "it must be a network like 10.201.0.0/16".to_owned())?;
+    Pool::new(network).map_err(|error| error.to_string())
+}
+
+fn parse_resolver(text: &str) -> Result<SocketAddr, String> {
+    let text = text.trim();
+    text.parse()
+        .or_else(|_| text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53)))
+        .map_err(|_| format!("`{text}` is not an address like 9.9.9.9 or 9.9.9.9:53"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings__should_read_resolvers_with_and_without_port() {
+        let settings = Settings::parse_from(["agent", "--dns-upstreams", "9.9.9.9,127.0.0.1:5353"]);
+        assert_eq!(settings.dns_upstreams, ["9.9.9.9:53".parse().unwrap(), "127.0.0.1:5353".parse().unwrap()]);
+        assert!(Settings::try_parse_from(["agent", "--pool", "8.8.8.0/24"]).is_err());
+    }
+}

@@ -1,0 +1,148 @@
+//! Docker, as far as instances need it: the only user of bollard.
+//!
+//! Every call may be repeated and may be cut short by a kill: what is there already is success,
+//! what is there but different is an error and never removed on the way.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bollard::errors::Error;
+use chrono::{DateTime, Utc};
+use crabshack_shared::{generation::Generation, ids::InstanceId};
+use ipnet::Ipv4Net;
+
+mod body;
+mod containers;
+mod error;
+mod events;
+mod exec;
+mod facts;
+mod images;
+mod labels;
+mod logs;
+mod networks;
+mod observe;
+
+pub(crate) use self::{error::DockerError, facts::DockerFacts};
+
+/// A call that Docker answers from what it knows.
+const NORMAL: Duration = Duration::from_secs(30);
+
+/// A handle; clones are cheap and share what they remember.
+#[derive(Debug, Clone)]
+pub(crate) struct Docker {
+    socket: Arc<str>,
+    /// Start times by Docker's container id, so that a running container is inspected once only.
+    started: Arc<Mutex<HashMap<String, DateTime<Utc>>>>,
+}
+
+impl Docker {
+    /// Names the socket, `unix:///path` or a path. Nothing is dialled: each call dials anew, so
+    /// dockerd may come and go.
+    pub(crate) fn connect(socket: &str) -> Result<Self, DockerError> {
+        let path = socket.strip_prefix("unix://").unwrap_or(socket);
+        if !path.starts_with('/') {
+            return Err(DockerError::Socket {
+                socket: socket.to_owned(),
+            });
+        }
+        Ok(Self {
+            socket: path.into(),
+            started: Arc::default(),
+        })
+    }
+
+    /// A client whose answers must begin within the limit. Only unix sockets are dialled, and the
+    /// version is not sent: the engine answers in its own.
+    fn client(&self, limit: Duration) -> Result<bollard::Docker, Error> {
+        bollard::Docker::connect_with_unix(&self.socket, limit.as_secs().max(1), bollard::API_DEFAULT_VERSION)
+    }
+
+    /// Runs one call that must be over within the limit, the body of its answer included.
+    async fn call<T, F>(&self, limit: Duration, run: impl FnOnce(bollard::Docker) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        match tokio::time::timeout(limit, run(self.client(limit)?)).await {
+            Ok(result) => result,
+            Err(_elapsed) => Err(Error::RequestTimeoutError),
+        }
+    }
+}
+
+/// Name of an instance's container, and of its network.
+pub(crate) fn docker_name(instance: InstanceId) -> String {
+    format!("cs-{instance}")
+}
+
+/// What Docker has of ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct DockerState {
+    /// By instance.
+    pub(crate) containers: BTreeMap<InstanceId, Container>,
+    /// By instance.
+    pub(crate) networks: BTreeMap<InstanceId, Network>,
+}
+
+/// A container of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Container {
+    /// Docker's own id.
+    pub(crate) docker_id: String,
+    /// Whose.
+    pub(crate) instance: InstanceId,
+    /// Hash of the spec it was made from; empty when its label is gone.
+    pub(crate) recipe: String,
+    /// The asked restarts that led to it.
+    pub(crate) restarts: u64,
+    /// Generation of the order it was made for.
+    pub(crate) generation: Generation,
+    /// `sha256:...` of its image.
+    pub(crate) image_id: String,
+    /// What it does.
+    pub(crate) state: ContainerState,
+    /// Its address on its link, while it runs.
+    pub(crate) address: Option<Ipv4Addr>,
+}
+
+/// What a container does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ContainerState {
+    /// Made and never started, or its start failed.
+    Created,
+    /// Running.
+    Running {
+        /// Since when, as far as Docker says.
+        started_at: Option<DateTime<Utc>>,
+    },
+    /// Frozen.
+    Paused,
+    /// Over.
+    Exited {
+        /// Exit code; 128 + signal when it was killed.
+        code: i64,
+        /// The kernel killed a process of it for want of memory.
+        oom: bool,
+        /// When.
+        finished_at: DateTime<Utc>,
+    },
+    /// On its way out.
+    Removing,
+    /// Docker failed to remove it.
+    Dead,
+}
+
+/// A network of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Network {
+    /// Whose.
+    pub(crate) instance: InstanceId,
+    /// Its addresses; none: Docker does not say, or they are not IPv4.
+    pub(crate) subnet: Option<Ipv4Net>,
+    /// Interface name of its bridge; empty when Docker chose one.
+    pub(crate) bridge: String,
+}

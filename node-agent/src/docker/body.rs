@@ -1,0 +1,184 @@
+//! From our spec to Docker's request. Pure. A change here changes no recipe hash: raise
+//! `RECIPE_VERSION` in `recipe.rs` with it.
+
+use std::collections::HashMap;
+
+use bollard::models::{
+    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Ipam,
+    IpamConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType, NetworkCreateRequest, NetworkingConfig,
+    PortBinding, RestartPolicy, RestartPolicyNameEnum,
+};
+
+use super::{docker_name, labels};
+use crate::{link::Link, recipe::ContainerSpec, volume::AGENT};
+
+/// Option of a bridge network: name of its interface.
+pub(super) const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
+
+/// Docker measures CPU time in slices of 100 ms.
+const CPU_PERIOD_MICROSECONDS: i64 = 100_000;
+
+/// When memory runs out on the node, an instance goes before Docker and ourselves.
+const OOM_SCORE_ADJUST: i64 = 500;
+
+/// The network of a link. Masquerading and filtering are our ruleset's, not Docker's.
+pub(super) fn network(link: &Link) -> NetworkCreateRequest {
+    NetworkCreateRequest {
+        name: docker_name(link.instance),
+        driver: Some("bridge".to_owned()),
+        internal: Some(false),
+        attachable: Some(false),
+        enable_ipv6: Some(false),
+        ipam: Some(Ipam {
+            config: Some(vec![IpamConfig {
+                subnet: Some(link.subnet.to_string()),
+                gateway: Some(link.gateway.to_string()),
+                ..IpamConfig::default()
+            }]),
+            ..Ipam::default()
+        }),
+        options: Some(map([
+            (BRIDGE_NAME, link.bridge.clone()),
+            ("com.docker.network.bridge.enable_icc", "false".to_owned()),
+            ("com.docker.network.bridge.enable_ip_masquerade", "false".to_owned()),
+        ])),
+        labels: Some(map([(labels::INSTANCE, link.instance.to_string())])),
+        ..NetworkCreateRequest::default()
+    }
+}
+
+/// The container of a spec, made from this image (a reference or an id).
+pub(super) fn container(spec: &ContainerSpec, image: String) -> ContainerCreateBody {
+    let network = docker_name(spec.instance);
+    let endpoint = EndpointSettings {
+        ipam_config: Some(EndpointIpamConfig {
+            ipv4_address: Some(spec.link.address.to_string()),
+            ..EndpointIpamConfig::default()
+        }),
+        ..EndpointSettings::default()
+    };
+    ContainerCreateBody {
+        hostname: Some(spec.hostname.to_string()),
+        user: Some(format!("{}:{}", AGENT.uid, AGENT.gid)),
+        image: Some(image),
+        env: Some(spec.environment.iter().map(|(key, value)| format!("{key}={value}")).collect()),
+        exposed_ports: Some(spec.published.iter().map(|port| tcp(port.container_port)).collect()),
+        labels: Some(map([
+            (labels::INSTANCE, spec.instance.to_string()),
+            (labels::RECIPE, spec.recipe.clone()),
+            (labels::RESTARTS, spec.restarts.to_string()),
+            (labels::GENERATION, spec.generation.to_string()),
+        ])),
+        stop_signal: Some(spec.stop_signal.to_owned()),
+        stop_timeout: Some(i64::try_from(spec.stop_grace.as_secs()).unwrap_or(i64::MAX)),
+        host_config: Some(host(spec, &network)),
+        networking_config: Some(NetworkingConfig {
+            endpoints_config: Some(HashMap::from([(network, endpoint)])),
+        }),
+        ..ContainerCreateBody::default()
+    }
+}
+
+fn host(spec: &ContainerSpec, network: &str) -> HostConfig {
+    // In range: parsed sizes fit into signed 64 bits.
+    let memory = i64::try_from(spec.memory.get()).unwrap_or(i64::MAX);
+    HostConfig {
+        network_mode: Some(network.to_owned()),
+        port_bindings: Some(ports(spec)),
+        dns: Some(vec![spec.dns.to_string()]),
+        // Else the node's own search list would be inherited.
+        dns_search: Some(vec![".".to_owned()]),
+        mounts: Some(mounts(spec)),
+        tmpfs: Some(
+            spec.tmpfs
+                .iter()
+                // Docker's default is `noexec`, which breaks builds and stops nobody: the home is executable.
+                .map(|tmpfs| {
+                    (
+                        tmpfs.target.to_owned(),
+                        format!("size={},mode=1777,nosuid,nodev,exec", tmpfs.size),
+                    )
+                })
+                .collect(),
+        ),
+        memory: Some(memory),
+        memory_swap: Some(memory),
+        // Not NanoCpus, which the engine refuses above the machine's own number.
+        cpu_period: Some(CPU_PERIOD_MICROSECONDS),
+        cpu_quota: Some(i64::from(spec.cpus.milli()) * CPU_PERIOD_MICROSECONDS / 1000),
+        pids_limit: Some(spec.pids),
+        oom_score_adj: Some(OOM_SCORE_ADJUST),
+        init: Some(true),
+        privileged: Some(false),
+        readonly_rootfs: Some(true),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        ipc_mode: Some("private".to_owned()),
+        cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
+        runtime: spec.runtime.map(str::to_owned),
+        // Starting again is the reconciler's decision.
+        restart_policy: Some(RestartPolicy {
+            name: Some(RestartPolicyNameEnum::NO),
+            ..RestartPolicy::default()
+        }),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".to_owned()),
+            config: Some(map([("max-size", "10m".to_owned()), ("max-file", "3".to_owned())])),
+        }),
+        ..HostConfig::default()
+    }
+}
+
+fn ports(spec: &ContainerSpec) -> HashMap<String, Option<Vec<PortBinding>>> {
+    spec.published
+        .iter()
+        .map(|port| {
+            let binding = PortBinding {
+                host_ip: Some(port.host_address.to_string()),
+                host_port: Some(port.host_port.to_string()),
+            };
+            (tcp(port.container_port), Some(vec![binding]))
+        })
+        .collect()
+}
+
+fn mounts(spec: &ContainerSpec) -> Vec<Mount> {
+    spec.mounts
+        .iter()
+        .map(|mount| Mount {
+            source: Some(mount.source.to_string_lossy().into_owned()),
+            target: Some(mount.target.to_owned()),
+            typ: Some(MountType::BIND),
+            read_only: Some(mount.read_only),
+            // A bind mount (unlike `Binds`) fails on a missing source instead of making it as root.
+            bind_options: Some(MountBindOptions {
+                propagation: Some(MountBindOptionsPropagationEnum::RPRIVATE),
+                ..MountBindOptions::default()
+            }),
+            ..Mount::default()
+        })
+        .collect()
+}
+
+fn tcp(port: u16) -> String {
+    format!("{port}/tcp")
+}
+
+fn map<const N: usize>(pairs: [(&str, String); N]) -> HashMap<String, String> {
+    pairs.map(|(key, value)| (key.to_owned(), value)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::openclaw_fixture::{link, order, spec};
+
+    #[test]
+    fn body__should_be_as_written_down() {
+        let order = order();
+        let body = container(&spec(&order), order.spec.image.to_string());
+        let made = serde_json::json!({ "container": body, "network": network(&link(order.id)) });
+        let written: serde_json::Value = serde_json::from_str(include_str!("expected.json")).unwrap();
+        assert_eq!(made, written, "changed: raise RECIPE_VERSION; made:\n{made:#}");
+    }
+}

@@ -1,0 +1,186 @@
+//! One container per instance: make, start, stop, remove.
+
+use std::{sync::PoisonError, time::Duration};
+
+use bollard::{
+    models::{ContainerInspectResponse, ContainerStateStatusEnum},
+    query_parameters::{
+        CreateContainerOptionsBuilder, InspectContainerOptions, RemoveContainerOptionsBuilder, StartContainerOptions,
+        StopContainerOptionsBuilder,
+    },
+};
+use crabshack_shared::ids::InstanceId;
+
+use super::{
+    Docker, DockerError, NORMAL, body, docker_name,
+    error::{message, status},
+    labels,
+};
+use crate::recipe::ContainerSpec;
+
+/// What the engine needs beyond an instance's own grace: killing, unmounting, the network.
+const STOP_MARGIN: Duration = Duration::from_secs(15);
+/// How often it is looked whether a removal by somebody else is over.
+const REMOVAL_PERIOD: Duration = Duration::from_millis(200);
+
+impl Docker {
+    /// Makes the container of a spec, and does not start it. Idempotent: one of the same recipe and
+    /// restarts is success, any other under its name is a conflict and stays.
+    pub(crate) async fn create_container(&self, spec: &ContainerSpec) -> Result<(), DockerError> {
+        let no_image = || DockerError::NoImage {
+            image: spec.image.clone(),
+        };
+        let image = self.find_image(&spec.image).await?.ok_or_else(no_image)?;
+        let options = CreateContainerOptionsBuilder::default()
+            .name(&docker_name(spec.instance))
+            .build();
+        let request = body::container(spec, image.name);
+        let result = self
+            .call(NORMAL, |client| async move {
+                client.create_container(Some(options), request).await
+            })
+            .await;
+        match result {
+            Ok(answer) => {
+                for warning in answer.warnings {
+                    tracing::warn!(instance = %spec.instance, warning, "Docker warns about the container it made");
+                }
+                Ok(())
+            }
+            Err(error) if status(&error) == Some(409) => self.accept_same(spec, message(&error)).await,
+            Err(error) if status(&error) == Some(404) && message(&error).contains("No such image") => Err(no_image()),
+            Err(error) => Err(DockerError::of("create the container", error)),
+        }
+    }
+
+    /// Starts the container. Idempotent.
+    pub(crate) async fn start_container(&self, instance: InstanceId) -> Result<(), DockerError> {
+        let name = docker_name(instance);
+        let result = self
+            .call(NORMAL, |client| async move {
+                client.start_container(&name, None::<StartContainerOptions>).await
+            })
+            .await;
+        // It may be the same container as before, with another start time.
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let Err(error) = result else { return Ok(()) };
+        let text = message(&error);
+        match status(&error) {
+            Some(404) if text.starts_with("No such container") => Err(DockerError::NoSuchContainer { instance }),
+            Some(404) if text.starts_with("network ") => Err(DockerError::NoSuchNetwork { instance }),
+            Some(_) if text.ends_with("Address already in use") => Err(DockerError::AddressInUse { instance, message: text }),
+            _ => Err(DockerError::of("start the container", error)),
+        }
+    }
+
+    /// Asks the instance to end, and kills it after its grace. Idempotent; no container is success.
+    pub(crate) async fn stop_container(&self, instance: InstanceId, grace: Duration) -> Result<(), DockerError> {
+        let name = docker_name(instance);
+        let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
+        let options = StopContainerOptionsBuilder::default().t(seconds).build();
+        let result = self
+            .call(grace + STOP_MARGIN, |client| async move {
+                client.stop_container(&name, Some(options)).await
+            })
+            .await;
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) if status(&error) == Some(404) => Ok(()),
+            Err(error) => Err(DockerError::of("stop the container", error)),
+        }
+    }
+
+    /// Removes the container, running or not, with what it wrote outside its volume. Idempotent.
+    pub(crate) async fn remove_container(&self, instance: InstanceId) -> Result<(), DockerError> {
+        let Some(found) = self.inspect(&docker_name(instance)).await? else {
+            return Ok(());
+        };
+        if owner(&found) != Some(instance) {
+            return Err(DockerError::Conflict {
+                operation: "remove the container",
+                instance,
+                message: "a container of its name does not carry our label; remove it by hand if it may go".to_owned(),
+            });
+        }
+        // By Docker's id, so that a container made meanwhile under the name is not hit.
+        let docker_id = found.id.unwrap_or_default();
+        let options = RemoveContainerOptionsBuilder::default().v(true).force(true).build();
+        let id = docker_id.clone();
+        let result = self
+            .call(
+                NORMAL,
+                |client| async move { client.remove_container(&id, Some(options)).await },
+            )
+            .await;
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) if status(&error) == Some(404) => Ok(()),
+            Err(error) if status(&error) == Some(409) && message(&error).contains("already in progress") => {
+                self.until_gone(&docker_id).await
+            }
+            Err(error) => Err(DockerError::of("remove the container", error)),
+        }
+    }
+
+    /// Docker's full record of a container; none: no such container.
+    pub(super) async fn inspect(&self, name: &str) -> Result<Option<ContainerInspectResponse>, DockerError> {
+        let result = self
+            .call(NORMAL, |client| async move {
+                client.inspect_container(name, None::<InspectContainerOptions>).await
+            })
+            .await;
+        match result {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if status(&error) == Some(404) => Ok(None),
+            Err(error) => Err(DockerError::of("inspect the container", error)),
+        }
+    }
+
+    /// Decides about a container that has the name already.
+    async fn accept_same(&self, spec: &ContainerSpec, refusal: String) -> Result<(), DockerError> {
+        let conflict = |message| {
+            Err(DockerError::Conflict {
+                operation: "create the container",
+                instance: spec.instance,
+                message,
+            })
+        };
+        let Some(found) = self.inspect(&docker_name(spec.instance)).await? else {
+            return conflict(refusal);
+        };
+        if owner(&found) != Some(spec.instance) {
+            return conflict("a container of its name does not carry our label; remove it by hand if it may go".to_owned());
+        }
+        let status = found.state.as_ref().and_then(|state| state.status);
+        if matches!(
+            status,
+            Some(ContainerStateStatusEnum::REMOVING | ContainerStateStatusEnum::DEAD)
+        ) {
+            return conflict("the one before is still being removed".to_owned());
+        }
+        let labels = found.config.as_ref().and_then(|config| config.labels.as_ref());
+        let made_from = labels::made_from(labels);
+        if made_from.recipe == spec.recipe && made_from.restarts == spec.restarts {
+            Ok(())
+        } else {
+            conflict("one of another recipe is there".to_owned())
+        }
+    }
+
+    async fn until_gone(&self, docker_id: &str) -> Result<(), DockerError> {
+        let wait = async {
+            while self.inspect(docker_id).await?.is_some() {
+                tokio::time::sleep(REMOVAL_PERIOD).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(NORMAL, wait).await.unwrap_or(Err(DockerError::Timeout {
+            operation: "remove the container",
+        }))
+    }
+}
+
+fn owner(found: &ContainerInspectResponse) -> Option<InstanceId> {
+    let labels = found.config.as_ref()?.labels.as_ref();
+    labels::instance("container", found.name.as_deref().unwrap_or_default(), labels)
+}

@@ -1,0 +1,170 @@
+//! Everything of ours that Docker has, in few questions.
+
+use std::{collections::HashMap, sync::PoisonError};
+
+use bollard::{
+    models::{ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, ContainerSummaryStateEnum},
+    query_parameters::{ListContainersOptionsBuilder, ListNetworksOptionsBuilder},
+};
+use chrono::{DateTime, Utc};
+use crabshack_shared::ids::InstanceId;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use super::{
+    Container, ContainerState, Docker, DockerError, DockerState, NORMAL, docker_name,
+    labels::{self, MadeFrom},
+    networks,
+};
+
+/// Questions at the same time.
+const CONCURRENCY: usize = 8;
+
+impl Docker {
+    /// Every container and network that carries our label and our name: two lists, and one
+    /// question per container that ended or is seen running for the first time.
+    pub(crate) async fn observe(&self) -> Result<DockerState, DockerError> {
+        let filters = HashMap::from([("label", vec![labels::INSTANCE])]);
+        let networks = ListNetworksOptionsBuilder::default().filters(&filters).build();
+        let containers = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let (containers, networks) = tokio::try_join!(
+            self.call(NORMAL, |client| async move { client.list_containers(Some(containers)).await }),
+            self.call(NORMAL, |client| async move { client.list_networks(Some(networks)).await }),
+        )
+        .map_err(|error| DockerError::of("list containers and networks", error))?;
+
+        self.forget_others(&containers);
+        let containers: Vec<Option<Container>> = stream::iter(containers)
+            .map(|summary| self.read(summary))
+            .buffer_unordered(CONCURRENCY)
+            .try_collect()
+            .await?;
+        Ok(DockerState {
+            containers: containers
+                .into_iter()
+                .flatten()
+                .map(|container| (container.instance, container))
+                .collect(),
+            networks: networks
+                .iter()
+                .filter_map(networks::read)
+                .map(|network| (network.instance, network))
+                .collect(),
+        })
+    }
+
+    /// None: not ours, or gone since it was listed.
+    async fn read(&self, summary: ContainerSummary) -> Result<Option<Container>, DockerError> {
+        let name = summary.names.iter().flatten().next().map_or("", String::as_str);
+        let Some(instance) = labels::instance("container", name, summary.labels.as_ref()) else {
+            return Ok(None);
+        };
+        let docker_id = summary.id.clone().unwrap_or_default();
+        let known = match summary.state {
+            Some(ContainerSummaryStateEnum::CREATED) => Some(ContainerState::Created),
+            Some(ContainerSummaryStateEnum::PAUSED) => Some(ContainerState::Paused),
+            Some(ContainerSummaryStateEnum::REMOVING) => Some(ContainerState::Removing),
+            Some(ContainerSummaryStateEnum::DEAD) => Some(ContainerState::Dead),
+            Some(ContainerSummaryStateEnum::RUNNING) => self.remembered(&docker_id),
+            _ => None,
+        };
+        let state = match known {
+            Some(state) => state,
+            None => match self.inspect(&docker_id).await?.as_ref().and_then(state) {
+                Some(state) => state,
+                None => return Ok(None),
+            },
+        };
+        if let ContainerState::Running {
+            started_at: Some(started_at),
+        } = state
+        {
+            let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+            started.insert(docker_id.clone(), started_at);
+        }
+        let MadeFrom {
+            recipe,
+            restarts,
+            generation,
+        } = labels::made_from(summary.labels.as_ref());
+        Ok(Some(Container {
+            address: address(&summary, instance),
+            image_id: summary.image_id.unwrap_or_default(),
+            docker_id,
+            instance,
+            recipe,
+            restarts,
+            generation,
+            state,
+        }))
+    }
+
+    fn remembered(&self, docker_id: &str) -> Option<ContainerState> {
+        let started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        started.get(docker_id).map(|started_at| ContainerState::Running {
+            started_at: Some(*started_at),
+        })
+    }
+
+    fn forget_others(&self, running: &[ContainerSummary]) {
+        let running: Vec<&str> = running
+            .iter()
+            .filter(|summary| summary.state == Some(ContainerSummaryStateEnum::RUNNING))
+            .filter_map(|summary| summary.id.as_deref())
+            .collect();
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        started.retain(|docker_id, _| running.contains(&docker_id.as_str()));
+    }
+}
+
+/// Reads the state out of a full record; none: Docker does not say.
+fn state(found: &ContainerInspectResponse) -> Option<ContainerState> {
+    let state = found.state.as_ref()?;
+    let time = |text: &Option<String>| text.as_ref()?.parse::<DateTime<Utc>>().ok();
+    match state.status? {
+        ContainerStateStatusEnum::CREATED => Some(ContainerState::Created),
+        ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::RESTARTING | ContainerStateStatusEnum::STOPPING => {
+            Some(ContainerState::Running {
+                started_at: time(&state.started_at),
+            })
+        }
+        ContainerStateStatusEnum::PAUSED => Some(ContainerState::Paused),
+        ContainerStateStatusEnum::REMOVING => Some(ContainerState::Removing),
+        ContainerStateStatusEnum::EXITED => Some(ContainerState::Exited {
+            code: state.exit_code.unwrap_or_default(),
+            oom: state.oom_killed.unwrap_or_default(),
+            finished_at: time(&state.finished_at).unwrap_or_default(),
+        }),
+        ContainerStateStatusEnum::DEAD => Some(ContainerState::Dead),
+        ContainerStateStatusEnum::EMPTY => None,
+    }
+}
+
+fn address(summary: &ContainerSummary, instance: InstanceId) -> Option<std::net::Ipv4Addr> {
+    let networks = summary.network_settings.as_ref()?.networks.as_ref()?;
+    networks.get(&docker_name(instance))?.ip_address.as_ref()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state__should_be_read_from_dockers_record() {
+        let read = |text: &str| state(&serde_json::from_str(text).unwrap());
+        assert_eq!(
+            read(
+                r#"{"State":{"Status":"exited","ExitCode":137,"OOMKilled":true,"FinishedAt":"2026-01-02T03:04:05.123456789Z"}}"#
+            ),
+            Some(ContainerState::Exited {
+                code: 137,
+                oom: true,
+                finished_at: "2026-01-02T03:04:05.123456789Z".parse().unwrap()
+            })
+        );
+        assert_eq!(
+            read(r#"{"State":{"Status":"running","StartedAt":"x"}}"#),
+            Some(ContainerState::Running { started_at: None })
+        );
+        assert_eq!(read("{}"), None);
+    }
+}

@@ -1,0 +1,237 @@
+//! What an instance may reach. The only user of nft, of routing rules and of iptables.
+//!
+//! One constant table (`egress/skeleton.rs`); an instance is elements of its sets
+//! (`egress/render.rs`), placed before its container starts. Without elements nothing leaves.
+
+mod command;
+mod host;
+mod read;
+mod render;
+mod rule;
+mod skeleton;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    ops::AddAssign,
+};
+
+use crabshack_shared::telemetry::Chain;
+use ipnet::Ipv4Net;
+use serde::Deserialize;
+use tokio::sync::Mutex;
+
+use self::{
+    command::{CommandError, Tool, run},
+    read::{Table, Unreadable},
+    render::Binding,
+    rule::{Command, FAMILY, TABLE},
+};
+use crate::link::{Link, Pool};
+
+/// What the ruleset depends on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EgressSettings {
+    /// Addresses of the instances, and of the node where they talk to it.
+    pub(crate) pool: Pool,
+}
+
+/// Why egress control could not be set up or changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EgressError {
+    /// Somebody else uses addresses of the pool.
+    #[error("the pool {pool} overlaps {what}: choose another private network with CRABSHACK_POOL")]
+    PoolTaken {
+        /// Ours.
+        pool: Ipv4Net,
+        /// Theirs, in words.
+        what: String,
+    },
+    /// A tool failed.
+    #[error("the node's network could not be changed or read")]
+    Command(#[from] CommandError),
+    /// A listing of the table makes no sense to us.
+    #[error("the table `{FAMILY} {TABLE}` could not be read")]
+    Listing(#[from] Unreadable),
+    /// `ip` printed something else than its JSON.
+    #[error("cannot understand what `ip -j` prints")]
+    Routing {
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A transaction could not be written down.
+    #[error("cannot write nft commands as JSON")]
+    Render(#[source] serde_json::Error),
+    /// A kernel setting could not be read or written.
+    #[error("cannot set {path}: the node agent must run as root in the node's own network")]
+    Setting {
+        /// Of the setting.
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Packets and bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub(crate) struct Count {
+    /// How many packets.
+    pub(crate) packets: u64,
+    /// How many bytes, headers included.
+    pub(crate) bytes: u64,
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// What became of one instance's packets since it was armed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct BridgeCounters {
+    /// Let through, in both directions.
+    pub(crate) allowed: Count,
+    /// Refused by its policy, or sent under another address than its own.
+    pub(crate) denied: Count,
+}
+
+/// What the ruleset counted. Everything starts at zero again when the table is replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct EgressCounters {
+    /// By bridge.
+    pub(crate) bridges: BTreeMap<String, BridgeCounters>,
+    /// Dropped: sent under an address that the sender does not have.
+    pub(crate) spoofed: Count,
+    /// Dropped: IPv6 from an instance.
+    pub(crate) ipv6: Count,
+    /// Dropped: from a bridge of ours that is not armed.
+    pub(crate) unknown: Count,
+    /// Refused: somebody on the node, not root, dialling an instance.
+    pub(crate) local: Count,
+}
+
+/// Egress control of this node.
+#[derive(Debug)]
+pub(crate) struct Egress {
+    pool: Pool,
+    /// Held while anything is changed: two changes never interleave.
+    writer: Mutex<()>,
+}
+
+impl Egress {
+    /// Puts everything in place that is the same for all instances. What is armed stays armed and no
+    /// flow is cut, also when the table of another version is replaced.
+    ///
+    /// # Errors
+    /// When a tool is missing, when the pool overlaps a network that is not ours, or when the node's
+    /// network cannot be changed.
+    pub(crate) async fn install(settings: EgressSettings) -> Result<Self, EgressError> {
+        let egress = Self {
+            pool: settings.pool,
+            writer: Mutex::new(()),
+        };
+        // Asked first, so that a node without the tools is refused before anything is changed.
+        egress.table().await?;
+        host::check_tools().await?;
+        host::check_pool(egress.pool).await?;
+        egress.repair().await?;
+        Ok(egress)
+    }
+
+    /// Bridges that are armed now, completely.
+    pub(crate) async fn armed(&self) -> Result<BTreeSet<String>, EgressError> {
+        let table = self.table().await?.unwrap_or_default();
+        let armed = table.armed(self.pool.service_address());
+        Ok(armed.into_iter().map(|binding| binding.bridge).collect())
+    }
+
+    /// Lets this instance out as its policy says. One transaction, idempotent; the bridge need not
+    /// exist yet.
+    ///
+    /// # Errors
+    /// Also when the table is gone; [`Egress::repair`] brings it back.
+    pub(crate) async fn arm(&self, link: &Link) -> Result<(), EgressError> {
+        let _writing = self.writer.lock().await;
+        let commands = render::arm(self.pool.service_address(), &link.into());
+        if let Err(error) = apply(&commands).await {
+            // Something else is there under this bridge: exchanged in one transaction.
+            let elements = self.table().await?.unwrap_or_default().elements_of(&link.bridge);
+            if elements.is_empty() {
+                return Err(error);
+            }
+            apply(&[render::delete(&elements), commands].concat()).await?;
+        }
+        host::strict_sources(&link.bridge).await?;
+        Ok(())
+    }
+
+    /// Cuts this instance off, live flows included, and forgets its connections. Idempotent.
+    pub(crate) async fn disarm(&self, link: &Link) -> Result<(), EgressError> {
+        let _writing = self.writer.lock().await;
+        let binding = Binding::from(link);
+        if let Err(error) = apply(&render::disarm(self.pool.service_address(), &binding)).await {
+            // The table is gone, or holds something else under this bridge: see what is there.
+            let elements = self.table().await?.unwrap_or_default().elements_of(&link.bridge);
+            tracing::debug!(bridge = link.bridge, error = %Chain(&error), "disarming by what the table holds");
+            if !elements.is_empty() {
+                apply(&render::delete(&elements)).await?;
+            }
+        }
+        host::forget_connections(link.address).await
+    }
+
+    /// Puts back what somebody removed. True if anything was missing; then some links may have to
+    /// be armed again ([`Egress::armed`] says which are left).
+    pub(crate) async fn repair(&self) -> Result<bool, EgressError> {
+        let _writing = self.writer.lock().await;
+        // The guard stands before forwarding is switched on.
+        let missing = [
+            ("reverse paths by mark", host::ensure_marked_reverse_paths().await?),
+            ("routing guard", host::ensure_guard(self.pool).await?),
+            ("service address", host::ensure_service_address(self.pool).await?),
+            ("table", self.ensure_table().await?),
+            ("forwarding", host::ensure_forwarding().await?),
+            ("Docker's accepts", host::ensure_docker_accepts().await?),
+        ];
+        // A second line only, and missing on every new bridge: not worth a word.
+        host::ensure_strict_sources().await?;
+        for (what, _) in missing.iter().filter(|(_, missing)| *missing) {
+            tracing::info!(what, "put in place what egress control needs");
+        }
+        Ok(missing.iter().any(|(_, missing)| *missing))
+    }
+
+    /// What the ruleset counted so far.
+    pub(crate) async fn counters(&self) -> Result<EgressCounters, EgressError> {
+        Ok(self.table().await?.unwrap_or_default().counters())
+    }
+
+    async fn ensure_table(&self) -> Result<bool, EgressError> {
+        let pool = self.pool.network();
+        let service = self.pool.service_address();
+        let table = self.table().await?.unwrap_or_default();
+        if table.matches(&skeleton::schema(pool), &skeleton::skeleton(pool))? {
+            return Ok(false);
+        }
+        apply(&render::replace(pool, service, &table.armed(service))).await?;
+        Ok(true)
+    }
+
+    /// The table in the kernel, if there is one.
+    async fn table(&self) -> Result<Option<Table>, EgressError> {
+        match run(Tool::Nft, &["-j", "list", "table", FAMILY, TABLE], None).await {
+            Ok(listing) => Ok(Some(Table::parse(&listing)?)),
+            Err(error) if error.says("No such file or directory") => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// All of these commands, or none.
+async fn apply(commands: &[Command]) -> Result<(), EgressError> {
+    let document = rule::document(commands).map_err(EgressError::Render)?;
+    run(Tool::Nft, &["-j", "-f", "-"], Some(&document)).await?;
+    Ok(())
+}

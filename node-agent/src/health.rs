@@ -1,0 +1,74 @@
+//! `/health`, `/ready` and `/metrics` of the node agent, on loopback. They answer from what is
+//! known already: neither Docker nor the coordinator can make them wait.
+
+use std::{
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use crabshack_shared::agent_api::v1::InstanceReport;
+use serde_json::json;
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::metrics::Metrics;
+
+/// What the answers are made of. Each part fills in as the start goes on.
+#[derive(Clone)]
+pub(crate) struct Status {
+    /// The node's id, once it is enrolled.
+    pub(crate) node: watch::Receiver<Option<String>>,
+    /// The coordinator answered the last call.
+    pub(crate) connected: watch::Receiver<bool>,
+    /// Everything on the node has been seen.
+    pub(crate) adopted: watch::Receiver<bool>,
+    pub(crate) reports: watch::Receiver<Arc<Vec<InstanceReport>>>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Serves until the process ends.
+pub(crate) async fn serve(listener: TcpListener, status: Status) {
+    let router = Router::new()
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(status);
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "the health listener ended");
+    }
+}
+
+async fn health(State(status): State<Status>) -> Json<serde_json::Value> {
+    Json(json!({
+        "status": "ok",
+        "version": env!("CARGO_PKG_VERSION"),
+        "node": *status.node.borrow(),
+        "coordinator_connected": *status.connected.borrow(),
+        "adopted": *status.adopted.borrow(),
+        "instances": status.reports.borrow().len(),
+    }))
+}
+
+async fn ready(State(status): State<Status>) -> Response {
+    if *status.adopted.borrow() {
+        (StatusCode::OK, Json(json!({"status": "ready"}))).into_response()
+    } else {
+        let retry = [(header::RETRY_AFTER, "1")];
+        (StatusCode::SERVICE_UNAVAILABLE, retry, Json(json!({"status": "starting"}))).into_response()
+    }
+}
+
+async fn metrics(State(status): State<Status>) -> Response {
+    let reports = Arc::clone(&status.reports.borrow());
+    // Reading counters asks the kernel: bounded, so that a scrape never hangs.
+    match tokio::time::timeout(Duration::from_secs(5), status.metrics.render(&reports)).await {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response(),
+        Err(_) => StatusCode::GATEWAY_TIMEOUT.into_response(),
+    }
+}

@@ -1,0 +1,192 @@
+//! What a service type needs to run, as data: from an order to a container and its files. Pure.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use crabshack_shared::{
+    agent_api::v1::{InstanceOrder, InstanceSpec},
+    generation::Generation,
+    ids::InstanceId,
+    image::ImageReference,
+    instance::{InstanceName, ServiceType},
+    resources::{Bytes, Cpus},
+    secret::Secret,
+};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::{link::Link, volume::InstanceFolder};
+
+mod openclaw;
+
+#[cfg(test)]
+pub(crate) use openclaw::tests as openclaw_fixture;
+
+/// Raise it when a container must be made differently though its spec is the same: whatever
+/// `docker/body.rs` adds on its own is covered by this number only.
+const RECIPE_VERSION: u32 = 1;
+
+/// The port on which an instance's sshd listens.
+pub(crate) const SSH_PORT: u16 = 2222;
+
+/// Every recipe there is.
+static RECIPES: [(&str, Recipe); 1] = [(ServiceType::OPENCLAW, openclaw::RECIPE)];
+
+/// The recipe of a service type; none: this node does not know it.
+pub(crate) fn recipe(service_type: &ServiceType) -> Option<&'static Recipe> {
+    RECIPES
+        .iter()
+        .find(|(name, _)| *name == service_type.as_str())
+        .map(|(_, recipe)| recipe)
+}
+
+/// Why this node does not run such an instance, whoever asks; none: it does.
+pub(crate) fn refusal(spec: &InstanceSpec) -> Option<String> {
+    let Some(recipe) = recipe(&spec.service_type) else {
+        return Some(format!("this node knows no recipe for the service type `{}`: update its node agent", spec.service_type));
+    };
+    let (memory, minimum) = (spec.resources.memory, recipe.minimum_memory);
+    (memory < minimum).then(|| format!("mem_limit {memory} is too little for `{}`: it needs {minimum}", spec.service_type))
+}
+
+/// How one service type is run.
+#[derive(Debug)]
+pub(crate) struct Recipe {
+    /// Ports of the container that the data plane may reach.
+    pub(crate) ports: &'static [u16],
+    /// The one of them that serves HTTP and WebSocket.
+    pub(crate) gateway_port: u16,
+    /// Answers 200 without authentication as soon as the instance is ready.
+    pub(crate) health_path: &'static str,
+    /// How long the instance may take to end by itself.
+    pub(crate) stop_grace: Duration,
+    /// Run in the container after its managed settings changed; exit code 0 is success.
+    pub(crate) reconfigure: &'static [&'static str],
+    /// With less, the instance does not get up.
+    pub(crate) minimum_memory: Bytes,
+    /// Exit codes that a further start would only repeat.
+    pub(crate) never_restart_exit: &'static [i64],
+    /// The container to make.
+    pub(crate) container: fn(&RecipeInput<'_>) -> ContainerSpec,
+    /// The files to put beside it.
+    pub(crate) files: fn(&RecipeInput<'_>) -> Files,
+}
+
+/// What a recipe is applied to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RecipeInput<'a> {
+    /// What is asked for.
+    pub(crate) order: &'a InstanceOrder,
+    /// The instance's own network.
+    pub(crate) link: &'a Link,
+    /// Where its volume and files are.
+    pub(crate) folder: &'a InstanceFolder,
+    /// The one address of the node that it may talk to; resolves names.
+    pub(crate) service_address: Ipv4Addr,
+    /// The node's address on which its SSH port is published.
+    pub(crate) ssh_bind: IpAddr,
+}
+
+/// A container to make, without any secret: all of this is readable by whoever may talk to Docker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct ContainerSpec {
+    /// Whose.
+    pub(crate) instance: InstanceId,
+    /// Host name inside.
+    pub(crate) hostname: InstanceName,
+    /// What it is made from.
+    pub(crate) image: ImageReference,
+    /// Environment; never secrets, those are in [`Files`].
+    pub(crate) environment: BTreeMap<String, String>,
+    /// Folders of the node.
+    pub(crate) mounts: Vec<Mount>,
+    /// Folders in memory.
+    pub(crate) tmpfs: Vec<Tmpfs>,
+    /// Limit, without swap on top.
+    pub(crate) memory: Bytes,
+    /// Limit.
+    pub(crate) cpus: Cpus,
+    /// Most processes and threads.
+    pub(crate) pids: i64,
+    /// Its network and address.
+    pub(crate) link: Link,
+    /// Ports that the node forwards.
+    pub(crate) published: Vec<Published>,
+    /// Resolves names.
+    pub(crate) dns: Ipv4Addr,
+    /// Asks the instance to end.
+    pub(crate) stop_signal: &'static str,
+    /// How long it may take when somebody else stops it (dockerd going down).
+    pub(crate) stop_grace: Duration,
+    /// Docker's runtime; none: its default.
+    pub(crate) runtime: Option<&'static str>,
+    /// The asked restarts that led to this container.
+    #[serde(skip)]
+    pub(crate) restarts: u64,
+    /// Generation of the order that led to this container.
+    #[serde(skip)]
+    pub(crate) generation: Generation,
+    /// Hash of everything above but these two: differs when the container must be made again.
+    #[serde(skip)]
+    pub(crate) recipe: String,
+}
+
+impl ContainerSpec {
+    /// The same with its recipe hash filled in.
+    fn hashed(mut self) -> Self {
+        // Strings, numbers and maps with string keys always serialise; the fallback never runs.
+        let text = serde_json::to_string(&self).unwrap_or_default();
+        let digest = Sha256::digest(format!("{RECIPE_VERSION}\n{text}"));
+        // 64 bits tell two recipes of one instance apart and stay readable in `docker ps`.
+        self.recipe = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        self
+    }
+}
+
+/// A folder of the node inside the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Mount {
+    /// On the node.
+    pub(crate) source: PathBuf,
+    /// In the container.
+    pub(crate) target: &'static str,
+    /// The instance may not write.
+    pub(crate) read_only: bool,
+}
+
+/// A folder in memory, which counts against the instance's limit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Tmpfs {
+    /// In the container.
+    pub(crate) target: &'static str,
+    /// Most it can hold.
+    pub(crate) size: Bytes,
+}
+
+/// A TCP port that the node forwards to the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Published {
+    /// In the container.
+    pub(crate) container_port: u16,
+    /// The node's address.
+    pub(crate) host_address: IpAddr,
+    /// The node's port.
+    pub(crate) host_port: u16,
+}
+
+/// What stands in `/etc/crabshack` of an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Files {
+    /// Settings that win over the workload's own.
+    pub(crate) managed: serde_json::Value,
+    /// Environment that must not be seen in `docker inspect`.
+    pub(crate) environment: BTreeMap<String, Secret>,
+    /// Keys that may log in, one per line; none: nobody.
+    pub(crate) authorized_keys: Option<String>,
+    /// Whether the instance runs sshd.
+    pub(crate) ssh: bool,
+}

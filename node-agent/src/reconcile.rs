@@ -1,0 +1,215 @@
+//! Makes the node as its ledger says, for ever: woken by new orders, by Docker's events, by probes,
+//! and by a period. A pass observes everything, plans per instance, and hands each plan to a worker
+//! of that instance, so that one hanging stop delays nobody else. There is no other code path.
+
+pub(crate) mod apply;
+pub(crate) mod attempts;
+pub(crate) mod observe;
+pub(crate) mod phase;
+pub(crate) mod plan;
+pub(crate) mod probe;
+mod progress;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use crabshack_shared::{agent_api::v1::InstanceReport, halt::Halt, ids::InstanceId, shutdown::Shutdown, telemetry::Chain};
+use futures_util::StreamExt as _;
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior},
+};
+
+use crate::{ledger::{Entry, Ledger}, node::Node, recipe};
+use observe::{ObserveError, Snapshot};
+use plan::Action;
+use probe::{Probes, Target};
+use progress::Progress;
+
+/// How often everything is looked at even when nothing calls.
+const PERIOD: Duration = Duration::from_secs(10);
+/// How soon to look again when Docker does not answer.
+const WHEN_BLIND: Duration = Duration::from_millis(500);
+/// So many workers make Docker work at once; more only makes each slower.
+const WORKERS: usize = 4;
+
+/// The reconciler of the node.
+pub(crate) struct Reconciler {
+    node: Node,
+    ledger: Arc<Ledger>,
+    probes: Probes,
+    halt: Halt,
+    wake: Arc<Notify>,
+    progress: Progress,
+    armed: observe::ArmedCache,
+    reports: watch::Sender<Arc<Vec<InstanceReport>>>,
+    /// True once everything on the node has been seen after the start.
+    adopted: watch::Sender<bool>,
+    permits: Semaphore,
+}
+
+impl Reconciler {
+    /// `wake` starts a pass; whoever changes something that a pass reads notifies it.
+    pub(crate) fn new(node: Node, ledger: Arc<Ledger>, probes: Probes, halt: Halt, wake: Arc<Notify>) -> Self {
+        Self {
+            node,
+            ledger,
+            probes,
+            halt,
+            wake,
+            progress: Progress::default(),
+            armed: observe::ArmedCache::default(),
+            reports: watch::channel(Arc::default()).0,
+            adopted: watch::channel(false).0,
+            permits: Semaphore::new(WORKERS),
+        }
+    }
+
+    /// What is observed of every instance, whenever it changes.
+    pub(crate) fn reports(&self) -> watch::Receiver<Arc<Vec<InstanceReport>>> {
+        self.reports.subscribe()
+    }
+
+    /// Becomes true once everything on the node has been seen after the start.
+    pub(crate) fn adopted(&self) -> watch::Receiver<bool> {
+        self.adopted.subscribe()
+    }
+
+    /// Runs until the shutdown.
+    pub(crate) fn spawn(self: Arc<Self>, shutdown: &Shutdown) {
+        shutdown.spawn(Arc::clone(&self).listen());
+        shutdown.spawn(self.run());
+    }
+
+    async fn run(self: Arc<Self>) {
+        let mut workers: JoinSet<()> = JoinSet::new();
+        let mut period = tokio::time::interval_at(Instant::now() + PERIOD, PERIOD);
+        period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut verify = true;
+        let mut blind = false;
+        loop {
+            let look_again = match self.pass(verify, &mut workers).await {
+                Ok(look_again) => {
+                    blind = false;
+                    verify = false;
+                    look_again
+                }
+                Err(error) => {
+                    if !blind {
+                        tracing::error!(error = %Chain(&error), "the node cannot be observed; instances run on, nothing is changed until it can");
+                    }
+                    blind = true;
+                    Some(WHEN_BLIND)
+                }
+            };
+            tokio::select! {
+                () = self.wake.notified() => {}
+                _ = period.tick() => verify = true,
+                () = tokio::time::sleep(look_again.unwrap_or(PERIOD)) => {}
+                Some(_) = workers.join_next() => {}
+            }
+        }
+    }
+
+    /// Wakes the reconciler when Docker reports something of ours.
+    async fn listen(self: Arc<Self>) {
+        loop {
+            let mut events = std::pin::pin!(self.node.docker.events());
+            while let Some(Ok(_)) = events.next().await {
+                self.wake.notify_one();
+            }
+            // Docker is away or restarts: whatever happened meanwhile is seen by a pass.
+            tokio::time::sleep(WHEN_BLIND).await;
+            self.wake.notify_one();
+        }
+    }
+
+    /// Observes, plans, and sends workers off. Returns when to look again.
+    async fn pass(self: &Arc<Self>, verify: bool, workers: &mut JoinSet<()>) -> Result<Option<Duration>, ObserveError> {
+        if verify {
+            self.armed.verify(&self.node.egress).await?;
+        }
+        // Taken before looking: what a worker changes meanwhile is looked at when it has ended.
+        let busy = self.progress.busy();
+        let entries = self.ledger.entries();
+        let snapshot = observe::observe(&self.node, &entries, &self.armed).await?;
+        let mut look_again: Option<Duration> = None;
+        for entry in entries.iter().filter(|entry| !busy.contains(&entry.order.id)) {
+            if let Some(wait) = self.decide(entry, &snapshot, workers) {
+                look_again = Some(look_again.map_or(wait, |known| known.min(wait)));
+            }
+        }
+        self.progress.note_unknown(snapshot.unknown);
+        self.progress.retain(&entries.iter().map(|entry| entry.order.id).collect::<BTreeSet<InstanceId>>());
+        self.publish();
+        self.adopted.send_if_modified(|adopted| !std::mem::replace(adopted, true));
+        Ok(look_again)
+    }
+
+    fn decide(self: &Arc<Self>, entry: &Arc<Entry>, snapshot: &Snapshot, workers: &mut JoinSet<()>) -> Option<Duration> {
+        let id = entry.order.id;
+        let Some(seen) = snapshot.instances.get(&id) else { return None };
+        let recipe = recipe::recipe(&entry.order.spec.service_type);
+        let never_restart = recipe.map_or(&[][..], |recipe| recipe.never_restart_exit);
+        let refusal = recipe::refusal(&entry.order.spec);
+        let plan = self.progress.decide(entry, seen, never_restart, refusal);
+        match (&seen.running, recipe) {
+            (Some(docker_id), Some(recipe)) => self.probes.watch(Target {
+                instance: id,
+                docker_id: docker_id.clone(),
+                address: entry.link.address,
+                port: recipe.gateway_port,
+                path: recipe.health_path,
+            }),
+            _ => self.probes.forget(id),
+        }
+        if !plan.actions.is_empty() {
+            self.progress.start(id, plan.actions[0]);
+            workers.spawn(Arc::clone(self).work(Arc::clone(entry), plan.actions));
+        }
+        plan.look_again
+    }
+
+    /// Applies a plan, step by step, unless a newer order overtakes it.
+    async fn work(self: Arc<Self>, entry: Arc<Entry>, actions: Vec<Action>) {
+        let id = entry.order.id;
+        let mut failure = None;
+        for action in actions {
+            let overtaken = self.ledger.entry(id).is_none_or(|now| now.order.generation != entry.order.generation);
+            if overtaken {
+                break;
+            }
+            self.progress.start(id, action);
+            if action == Action::PullImage {
+                self.publish();
+            }
+            // A hanging stop must not keep others from being made.
+            let permit = match action {
+                Action::StopContainer | Action::PullImage => None,
+                _ => self.permits.acquire().await.ok(),
+            };
+            tracing::info!(action = action.name(), instance = %id, "action");
+            let result = self.halt.around(action.name(), || apply::apply(&self.node, &self.armed, &entry, action)).await;
+            drop(permit);
+            if let Err(error) = result {
+                tracing::warn!(action = action.name(), instance = %id, error = %Chain(&error), "an action failed and will be tried again");
+                failure = Some((Chain(&error).to_string(), error.needs_person()));
+                break;
+            }
+        }
+        self.progress.finish(id, failure);
+        self.wake.notify_one();
+    }
+
+    /// Sends out what is known now, if it differs from what was sent last.
+    fn publish(&self) {
+        let reports = self.progress.reports(&self.probes);
+        self.reports.send_if_modified(|sent| {
+            let differs = **sent != reports;
+            if differs {
+                *sent = Arc::new(reports);
+            }
+            differs
+        });
+    }
+}

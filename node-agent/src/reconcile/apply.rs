@@ -1,0 +1,92 @@
+//! Does one step. No decisions: each step is one call into the room that owns it, and may be run
+//! again at any time.
+
+use crabshack_shared::instance::ServiceType;
+
+use super::{observe::ArmedCache, plan::Action};
+use crate::{
+    docker::DockerError,
+    egress::EgressError,
+    files::{self, FilesError},
+    ledger::Entry,
+    node::Node,
+    recipe::{self, Recipe},
+    volume::VolumeError,
+};
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    #[error("Docker refused")]
+    Docker(#[from] DockerError),
+    #[error("the egress ruleset cannot be changed")]
+    Egress(#[from] EgressError),
+    #[error("the volume cannot be changed")]
+    Volume(#[from] VolumeError),
+    #[error("the instance's files cannot be written")]
+    Files(#[from] FilesError),
+    #[error("this node knows no recipe for the service type `{0}`: update its node agent")]
+    NoRecipe(ServiceType),
+    #[error("`{command}` ended with code {code}: {output}")]
+    Command { command: String, code: i64, output: String },
+}
+
+impl ApplyError {
+    /// Trying again will not help before a person does something.
+    pub(crate) fn needs_person(&self) -> bool {
+        match self {
+            Self::Docker(error) => error.needs_person(),
+            Self::NoRecipe(_) => true,
+            Self::Egress(_) | Self::Volume(_) | Self::Files(_) | Self::Command { .. } => false,
+        }
+    }
+}
+
+/// Does one step.
+pub(crate) async fn apply(node: &Node, armed: &ArmedCache, entry: &Entry, action: Action) -> Result<(), ApplyError> {
+    let id = entry.order.id;
+    let folder = node.folder(entry);
+    match action {
+        Action::CreateVolume => node.volumes.ensure(id).await?,
+        Action::WriteFiles => files::write(&folder, &(recipe_of(entry)?.files)(&node.recipe_input(entry, &folder))).await?,
+        Action::CreateNetwork => node.docker.create_network(&entry.link).await?,
+        Action::ArmEgress => {
+            node.egress.arm(&entry.link).await?;
+            armed.note(&entry.link, true);
+        }
+        Action::PullImage => node.docker.pull(&entry.order.spec.image).await?,
+        Action::CreateContainer => {
+            node.docker.create_container(&(recipe_of(entry)?.container)(&node.recipe_input(entry, &folder))).await?;
+        }
+        Action::StartContainer => {
+            node.docker.start_container(id).await?;
+            // It reads its files as it starts.
+            files::configure_done(&folder)?;
+        }
+        Action::Reconfigure => reconfigure(node, entry).await?,
+        Action::StopContainer => node.docker.stop_container(id, recipe_of(entry)?.stop_grace).await?,
+        Action::RemoveContainer => node.docker.remove_container(id).await?,
+        Action::DisarmEgress => {
+            node.egress.disarm(&entry.link).await?;
+            armed.note(&entry.link, false);
+        }
+        Action::RemoveNetwork => node.docker.remove_network(id).await?,
+        Action::RemoveVolume => node.volumes.remove(id).await?,
+    }
+    Ok(())
+}
+
+async fn reconfigure(node: &Node, entry: &Entry) -> Result<(), ApplyError> {
+    let command = recipe_of(entry)?.reconfigure;
+    let result = node.docker.exec(entry.order.id, command).await?;
+    if result.code == 0 {
+        files::configure_done(&node.folder(entry))?;
+        return Ok(());
+    }
+    Err(ApplyError::Command { command: command.join(" "), code: result.code, output: result.output })
+}
+
+fn recipe_of(entry: &Entry) -> Result<&'static Recipe, ApplyError> {
+    let service_type = &entry.order.spec.service_type;
+    recipe::recipe(service_type).ok_or_else(|| ApplyError::NoRecipe(service_type.clone()))
+}

@@ -1,0 +1,134 @@
+//! How often something went wrong lately, and how long to wait before the next try. Times are
+//! monotonic, so that a clock that jumps neither hurries nor delays anything.
+
+use std::time::{Duration, Instant};
+
+use crabshack_shared::generation::Generation;
+
+/// After so many exits in a row an instance counts as crash-looping.
+const CRASH_LOOP_EXITS: u32 = 3;
+/// After so many failed tries the instance needs a person.
+const TOLERATED_FAILURES: u32 = 3;
+/// Having run that long, earlier exits are forgiven.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// The memory of one instance's troubles. A new order wipes it: whoever asks again gets a try.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Attempts {
+    generation: Generation,
+    failures: u32,
+    failed_at: Option<Instant>,
+    reason: Option<String>,
+    needs_person: bool,
+    exits: u32,
+    last_exit: Option<(String, Instant)>,
+    running_since: Option<Instant>,
+}
+
+impl Attempts {
+    /// Starts anew when the order is a new one.
+    pub(crate) fn note_order(&mut self, generation: Generation) {
+        if self.generation != generation {
+            *self = Self { generation, ..Self::default() };
+        }
+    }
+
+    /// An action failed. `needs_person`: trying again will not help by itself.
+    pub(crate) fn note_failure(&mut self, reason: String, needs_person: bool) {
+        self.failures += 1;
+        self.failed_at = Some(Instant::now());
+        self.reason = Some(reason);
+        self.needs_person = needs_person || self.failures >= TOLERATED_FAILURES;
+    }
+
+    /// Everything that was planned has been done.
+    pub(crate) fn note_success(&mut self) {
+        self.failures = 0;
+        self.failed_at = None;
+        self.reason = None;
+        self.needs_person = false;
+    }
+
+    /// The container has ended; the same ending (of that container at that time) counts once.
+    pub(crate) fn note_exit(&mut self, container: &str, finished_at: &str) {
+        let ending = format!("{container} {finished_at}");
+        if self.last_exit.as_ref().is_none_or(|(known, _)| *known != ending) {
+            if self.running_since.take().is_some_and(|since| since.elapsed() >= FORGIVEN_AFTER) {
+                self.exits = 0;
+            }
+            self.exits += 1;
+            self.last_exit = Some((ending, Instant::now()));
+        }
+    }
+
+    /// The container runs.
+    pub(crate) fn note_running(&mut self) {
+        self.running_since.get_or_insert_with(Instant::now);
+    }
+
+    /// How long to leave it alone after a failed action.
+    pub(crate) fn wait_after_failure(&self) -> Option<Duration> {
+        remaining(self.failed_at?, delay(self.failures))
+    }
+
+    /// How long to leave it alone after it ended by itself.
+    pub(crate) fn wait_after_exit(&self) -> Option<Duration> {
+        let (_, at) = self.last_exit.as_ref()?;
+        remaining(*at, delay(self.exits))
+    }
+
+    /// It ended several times in a row.
+    pub(crate) fn is_crash_loop(&self) -> bool {
+        self.exits >= CRASH_LOOP_EXITS
+    }
+
+    /// It failed so that trying again will not help by itself.
+    pub(crate) fn needs_person(&self) -> bool {
+        self.needs_person
+    }
+
+    /// What went wrong last.
+    pub(crate) fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+}
+
+/// 1, 2, 4 ... 60 seconds.
+fn delay(count: u32) -> Duration {
+    Duration::from_secs(1 << count.saturating_sub(1).min(6)).min(LONGEST_WAIT)
+}
+
+fn remaining(since: Instant, delay: Duration) -> Option<Duration> {
+    delay.checked_sub(since.elapsed()).filter(|wait| !wait.is_zero())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts__should_wait_longer_each_time_and_count_an_ending_once() {
+        let mut attempts = Attempts::default();
+        for ending in 1..=3 {
+            attempts.note_exit("c", &ending.to_string());
+            attempts.note_exit("c", &ending.to_string());
+        }
+        assert!(attempts.is_crash_loop());
+        assert!(attempts.wait_after_exit().is_some_and(|wait| wait > Duration::from_secs(3)));
+        assert_eq!(delay(1), Duration::from_secs(1));
+        assert_eq!(delay(40), LONGEST_WAIT);
+    }
+
+    #[test]
+    fn attempts__should_be_wiped_by_a_new_order() {
+        let mut attempts = Attempts::default();
+        attempts.note_order(Generation { epoch: 1, counter: 1 });
+        attempts.note_failure("no image".to_owned(), true);
+        assert!(attempts.needs_person() && attempts.wait_after_failure().is_some());
+        attempts.note_order(Generation { epoch: 1, counter: 1 });
+        assert!(attempts.needs_person());
+        attempts.note_order(Generation { epoch: 1, counter: 2 });
+        assert!(!attempts.needs_person() && attempts.wait_after_failure().is_none());
+    }
+}

@@ -1,0 +1,195 @@
+//! What to do next: a pure function of the order and of what is there. Create, repair, restart and
+//! delete are this one function.
+
+use std::time::Duration;
+
+use crabshack_shared::{
+    agent_api::v1::{Desired, InstanceOrder},
+    generation::Generation,
+};
+
+use super::attempts::Attempts;
+
+/// One step. Every step may be run again at any time: that is what makes a kill at any moment safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    CreateVolume,
+    WriteFiles,
+    CreateNetwork,
+    ArmEgress,
+    PullImage,
+    CreateContainer,
+    StartContainer,
+    Reconfigure,
+    StopContainer,
+    RemoveContainer,
+    DisarmEgress,
+    RemoveNetwork,
+    RemoveVolume,
+}
+
+impl Action {
+    /// Its name in the log and in the crash harness.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::CreateVolume => "CreateVolume",
+            Self::WriteFiles => "WriteFiles",
+            Self::CreateNetwork => "CreateNetwork",
+            Self::ArmEgress => "ArmEgress",
+            Self::PullImage => "PullImage",
+            Self::CreateContainer => "CreateContainer",
+            Self::StartContainer => "StartContainer",
+            Self::Reconfigure => "Reconfigure",
+            Self::StopContainer => "StopContainer",
+            Self::RemoveContainer => "RemoveContainer",
+            Self::DisarmEgress => "DisarmEgress",
+            Self::RemoveNetwork => "RemoveNetwork",
+            Self::RemoveVolume => "RemoveVolume",
+        }
+    }
+}
+
+/// What is there of one instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Observed {
+    pub(crate) volume: bool,
+    /// The agent's files are there and as the order says.
+    pub(crate) files: bool,
+    pub(crate) network: Presence,
+    pub(crate) armed: bool,
+    /// The image is on the node; only looked up when a container must be made.
+    pub(crate) image: bool,
+    pub(crate) container: Option<Container>,
+}
+
+/// Whether something is there, and as it should be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Presence {
+    #[default]
+    Absent,
+    Matches,
+    Differs,
+}
+
+/// The container, as far as decisions need it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Container {
+    pub(crate) docker_id: String,
+    /// Generation of the order it was made for.
+    pub(crate) generation: Generation,
+    pub(crate) restarts: u64,
+    pub(crate) run: Run,
+}
+
+/// What the container does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Run {
+    /// Made, never started.
+    Created,
+    Running,
+    Exited {
+        code: i64,
+        out_of_memory: bool,
+    },
+    /// Docker is removing it, or failed to.
+    Broken,
+}
+
+/// The steps now, and when to look again if nothing else happens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) actions: Vec<Action>,
+    pub(crate) look_again: Option<Duration>,
+}
+
+/// The container cannot serve the order: it was made for an earlier restart, ended under an earlier
+/// order, or its network is not the one it was made for.
+pub(crate) fn must_be_made_again(order: &InstanceOrder, observed: &Observed) -> bool {
+    observed.container.as_ref().is_none_or(|container| {
+        container.restarts < order.restarts
+            || (container.run != Run::Running && container.generation < order.generation)
+            || container.run == Run::Broken
+            || observed.network != Presence::Matches
+    })
+}
+
+/// Decides. `never_restart` are exit codes that mean "a person is needed".
+pub(crate) fn plan(order: &InstanceOrder, observed: &Observed, attempts: &Attempts, never_restart: &[i64]) -> Plan {
+    if let Some(wait) = attempts.wait_after_failure() {
+        return Plan { actions: Vec::new(), look_again: Some(wait) };
+    }
+    match order.desired {
+        Desired::Running => run(order, observed, attempts, never_restart),
+        Desired::Stopped => Plan { actions: stop(observed), look_again: None },
+        Desired::Elsewhere => Plan { actions: remove(observed, false), look_again: None },
+        Desired::Deleted { purge } => Plan { actions: remove(observed, purge), look_again: None },
+    }
+}
+
+fn run(order: &InstanceOrder, observed: &Observed, attempts: &Attempts, never_restart: &[i64]) -> Plan {
+    let again = must_be_made_again(order, observed);
+    let mut actions = Vec::new();
+    if again && observed.container.is_some() {
+        actions.append(&mut stop(observed));
+        actions.push(Action::RemoveContainer);
+    }
+    if !observed.volume {
+        actions.push(Action::CreateVolume);
+    }
+    if !observed.files {
+        actions.push(Action::WriteFiles);
+    }
+    if observed.network == Presence::Differs {
+        actions.push(Action::RemoveNetwork);
+    }
+    if observed.network != Presence::Matches {
+        actions.push(Action::CreateNetwork);
+    }
+    if !observed.armed {
+        actions.push(Action::ArmEgress);
+    }
+    let mut look_again = None;
+    match observed.container.as_ref().map(|container| &container.run) {
+        _ if again => {
+            if !observed.image {
+                actions.push(Action::PullImage);
+            }
+            actions.extend([Action::CreateContainer, Action::StartContainer]);
+        }
+        Some(Run::Created) => actions.push(Action::StartContainer),
+        Some(Run::Running) if !observed.files => actions.push(Action::Reconfigure),
+        Some(Run::Exited { code, .. }) if !never_restart.contains(code) => match attempts.wait_after_exit() {
+            Some(wait) => look_again = Some(wait),
+            None => actions.push(Action::StartContainer),
+        },
+        _ => {}
+    }
+    Plan { actions, look_again }
+}
+
+fn stop(observed: &Observed) -> Vec<Action> {
+    match &observed.container {
+        Some(container) if container.run == Run::Running => vec![Action::StopContainer],
+        _ => Vec::new(),
+    }
+}
+
+fn remove(observed: &Observed, purge: bool) -> Vec<Action> {
+    let mut actions = stop(observed);
+    if observed.container.is_some() {
+        actions.push(Action::RemoveContainer);
+    }
+    if observed.armed {
+        actions.push(Action::DisarmEgress);
+    }
+    if observed.network != Presence::Absent {
+        actions.push(Action::RemoveNetwork);
+    }
+    if purge && observed.volume {
+        actions.push(Action::RemoveVolume);
+    }
+    actions
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,62 @@
+//! `measure` lists the figures, `measure NAME` takes them, at full size. Best run as a release
+//! build, on a machine that does nothing else.
+
+use std::{env, io::Write as _, process::ExitCode};
+
+use anyhow::{Context as _, bail};
+use crabshack_tests::{
+    isolation,
+    machine::Machine,
+    measure::{Figures, crash, create, egress_first, gateway, storm},
+    suite,
+};
+
+/// Name and subject of every measurement.
+const NAMES: [(&str, &str); 5] = [
+    ("create", "create to ready against the raw Engine API, and memory with 12 instances"),
+    ("gateway", "the Control UI's handshake and live streams through the host route (needs the OpenClaw image; 10 minutes)"),
+    ("storm", "100 instances created, stopped, started and deleted while both processes are killed"),
+    ("crash", "every action killed before and after, and run twice"),
+    ("egress-first", "what escapes from the first packet on"),
+];
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(text) => {
+            // A closed pipe is the reader's choice.
+            drop(std::io::stdout().write_all(text.as_bytes()));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            drop(writeln!(std::io::stderr(), "{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<String> {
+    let Some(name) = env::args().nth(1) else {
+        return Ok(NAMES.iter().map(|(name, subject)| format!("{name:14} {subject}\n")).collect());
+    };
+    if !NAMES.iter().any(|(known, _)| *known == name) {
+        bail!("there is no measurement `{name}`: run without a name for the list");
+    }
+    isolation::enter(|| {
+        suite::build()?;
+        if name == "gateway" { crabshack_tests::image::build_openclaw().map(drop) } else { Ok(()) }
+    })?;
+    crabshack_shared::tls::install_provider();
+    let figures = suite::runtime()?.block_on(take(&name)).with_context(|| format!("`{name}` could not be measured"))?;
+    Ok(figures.render(&name))
+}
+
+async fn take(name: &str) -> anyhow::Result<Figures> {
+    let machine = Machine::start().await?;
+    match name {
+        "create" => create::figures(&machine, 25, 12).await,
+        "gateway" => gateway::figures(&machine).await,
+        "storm" => storm::figures(&machine, &storm::Size::FULL).await,
+        "crash" => crash::figures(&machine, 1).await,
+        _ => egress_first::figures(&machine, 20).await,
+    }
+}
