@@ -132,9 +132,7 @@ impl Ca {
     pub(crate) fn issue_node(&self, node: &NodeId, request: &str) -> Result<Issued, CaError> {
         let request = CertificateSigningRequestParams::from_pem(request).map_err(CaError::Request)?;
         let (params, serial) = leaf_params(&tls::node_name(node), self.life)?;
-        let certificate = params
-            .signed_by(&request.public_key, &self.issuer)
-            .map_err(CaError::Issue)?;
+        let certificate = params.signed_by(&request.public_key, &self.issuer).map_err(CaError::Issue)?;
         Ok(Issued {
             pem: certificate.pem(),
             serial,

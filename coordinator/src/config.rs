@@ -134,10 +134,7 @@ impl PublicUrl {
         let authority = uri.authority().ok_or(ConfigError::PublicUrl)?;
         let bare = uri.path_and_query().is_none_or(|path| path.as_str() == "/");
         let port = match authority.port() {
-            Some(_) => authority
-                .port_u16()
-                .filter(|port| *port != 0)
-                .ok_or(ConfigError::PublicUrl)?,
+            Some(_) => authority.port_u16().filter(|port| *port != 0).ok_or(ConfigError::PublicUrl)?,
             None => default_port,
         };
         if !bare || authority.as_str().contains('@') || authority.host().is_empty() {
@@ -177,9 +174,7 @@ fn is_domain(text: &str) -> bool {
     text.len() <= 180
         && text.split('.').all(|label| {
             (1..=63).contains(&label.len())
-                && label
-                    .bytes()
-                    .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+                && label.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         })
@@ -204,7 +199,12 @@ mod tests {
     fn settings__should_derive_the_origin_of_an_instance() {
         let name = "agent-1".parse().unwrap();
         assert_eq!(settings(&[]).unwrap().origin(&name), "http://agent-1.localhost:3000");
-        let public = ["--public-url", "https://agents.example.com", "--ui-zone", "agents.example.com"];
+        let public = [
+            "--public-url",
+            "https://agents.example.com",
+            "--ui-zone",
+            "agents.example.com",
+        ];
         assert_eq!(settings(&public).unwrap().origin(&name), "https://agent-1.agents.example.com");
         let port = ["--public-url", "https://example.com:8443/", "--ui-zone", "example.com"];
         assert_eq!(settings(&port).unwrap().origin(&name), "https://agent-1.example.com:8443");

@@ -21,10 +21,7 @@ mod store;
 #[cfg(test)]
 mod testing;
 
-use std::{
-    io,
-    process::ExitCode,
-};
+use std::{io, process::ExitCode};
 
 use anyhow::Context as _;
 use crabshack_shared::{

@@ -47,7 +47,10 @@ impl Metrics {
 
     /// Counts an answer. The route is a pattern, so that names do not become labels.
     pub(crate) fn count_request(&self, listener: &'static str, method: &http::Method, route: &str, code: http::StatusCode) {
-        let known = matches!(method.as_str(), "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS");
+        let known = matches!(
+            method.as_str(),
+            "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS"
+        );
         self.requests
             .get_or_create(&RequestLabels {
                 listener,
@@ -59,7 +62,11 @@ impl Metrics {
     }
 
     /// The text, with these numbers of the moment.
-    pub(crate) fn render(&self, instances: impl Iterator<Item = InstanceStatus>, nodes: NodeCounts) -> Result<String, fmt::Error> {
+    pub(crate) fn render(
+        &self,
+        instances: impl Iterator<Item = InstanceStatus>,
+        nodes: NodeCounts,
+    ) -> Result<String, fmt::Error> {
         use InstanceStatus::{Creating, Error, Running, Stopped};
         let mut counts = [(Creating, 0_i64), (Running, 0), (Stopped, 0), (Error, 0)];
         for status in instances {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use axum::{Router, extract::connect_info::IntoMakeServiceWithConnectInfo};
-use axum_server::{Handle, Server, tls_rustls::RustlsAcceptor};
+use axum_server::{Handle, Server, accept::NoDelayAcceptor, tls_rustls::RustlsAcceptor};
 use crabshack_shared::{
     halt::{Halt, HaltPoint},
     shutdown::Shutdown,
@@ -77,9 +77,13 @@ pub(crate) async fn run(settings: Settings, halt_at: Option<HaltPoint>) -> anyho
     app.shutdown.spawn(reconcile::run(Arc::clone(&app)));
 
     let handle = Handle::new();
-    let plain = |listener| -> io::Result<_> { Ok(axum_server::from_tcp(listener)?.handle(handle.clone())) };
+    let plain = |listener| -> io::Result<_> {
+        Ok(axum_server::from_tcp(listener)?
+            .acceptor(NoDelayAcceptor::new())
+            .handle(handle.clone()))
+    };
     let secure = axum_server::from_tcp(listeners.agents)?
-        .acceptor(RustlsAcceptor::new(app.ca.server_config()))
+        .acceptor(RustlsAcceptor::new(app.ca.server_config()).acceptor(NoDelayAcceptor::new()))
         .handle(handle.clone());
     let servers = async {
         tokio::try_join!(

@@ -131,7 +131,11 @@ mod tests {
                 seen
             });
             let status = of(&record, seen.as_ref(), true);
-            assert_eq!((status.word, status.phase), (word, phase_now), "{desired:?} {phase:?} {answers}");
+            assert_eq!(
+                (status.word, status.phase),
+                (word, phase_now),
+                "{desired:?} {phase:?} {answers}"
+            );
         }
     }
 

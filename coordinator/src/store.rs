@@ -95,11 +95,7 @@ impl Store {
             path: folder.to_owned(),
             source,
         };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(at)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at)?;
         let sealer = SealKey::load_or_create(&folder.join("seal.key"))?;
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)

@@ -139,10 +139,7 @@ impl TestApp {
             enrolled_at: Utc::now(),
             certificate_serial: None,
         };
-        self.app
-            .store
-            .write_now(|writing| writing.put_node(&record))
-            .unwrap();
+        self.app.store.write_now(|writing| writing.put_node(&record)).unwrap();
         self.report(&id, Vec::new()).await;
         id
     }
@@ -204,7 +201,14 @@ impl TestApp {
 
 fn start(folder: &Path, flags: &[&str]) -> Arc<App> {
     let data_dir = folder.join("data");
-    let base = ["crabshack", "serve", "--admin-secret", SECRET, "--data-dir", data_dir.to_str().unwrap()];
+    let base = [
+        "crabshack",
+        "serve",
+        "--admin-secret",
+        SECRET,
+        "--data-dir",
+        data_dir.to_str().unwrap(),
+    ];
     let cli = Cli::try_parse_from(base.iter().chain(flags)).unwrap();
     let Command::Serve(arguments) = cli.command else {
         unreachable!("only serve is asked for")

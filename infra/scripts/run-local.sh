@@ -34,7 +34,10 @@ main() {
   one_at_a_time
   trap api_close EXIT
   case "$wish" in
-    up) local_up && summary "$json" ;;
+    up)
+      local_up
+      summary "$json"
+      ;;
     down) local_down ;;
     purge) local_purge ;;
   esac

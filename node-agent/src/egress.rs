@@ -169,16 +169,8 @@ impl Egress {
 
     /// Cuts this instance off, live flows included, and forgets its connections. Idempotent.
     pub(crate) async fn disarm(&self, link: &Link) -> Result<(), EgressError> {
-        let _writing = self.writer.lock().await;
-        let binding = Binding::from(link);
-        if let Err(error) = apply(&render::disarm(self.pool.service_address(), &binding)).await {
-            // The table is gone, or holds something else under this bridge: see what is there.
-            let elements = self.table().await?.unwrap_or_default().elements_of(&link.bridge);
-            tracing::debug!(bridge = link.bridge, error = %Chain(&error), "disarming by what the table holds");
-            if !elements.is_empty() {
-                apply(&render::delete(&elements)).await?;
-            }
-        }
+        self.remove_elements(link).await?;
+        // Not under the lock: with many connections it takes long, and others want to be armed.
         host::forget_connections(link.address).await
     }
 
@@ -206,6 +198,20 @@ impl Egress {
     /// What the ruleset counted so far.
     pub(crate) async fn counters(&self) -> Result<EgressCounters, EgressError> {
         Ok(self.table().await?.unwrap_or_default().counters())
+    }
+
+    async fn remove_elements(&self, link: &Link) -> Result<(), EgressError> {
+        let _writing = self.writer.lock().await;
+        let Err(error) = apply(&render::disarm(self.pool.service_address(), &Binding::from(link))).await else {
+            return Ok(());
+        };
+        // The table is gone, or holds something else under this bridge: see what is there.
+        let elements = self.table().await?.unwrap_or_default().elements_of(&link.bridge);
+        tracing::debug!(bridge = link.bridge, error = %Chain(&error), "disarming by what the table holds");
+        if elements.is_empty() {
+            return Ok(());
+        }
+        apply(&render::delete(&elements)).await
     }
 
     async fn ensure_table(&self) -> Result<bool, EgressError> {

@@ -48,12 +48,20 @@ impl Answer {
 
     /// A header as text; empty when absent.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
     }
 
     /// Checks that this is the product's error body with this status and code, and returns its text.
     pub fn problem(&self, status: u16, code: &str) -> anyhow::Result<String> {
-        ensure!(self.status.as_u16() == status, "{} instead of {status}: {}", self.status, self.text);
+        ensure!(
+            self.status.as_u16() == status,
+            "{} instead of {status}: {}",
+            self.status,
+            self.text
+        );
         let body = self.json()?;
         ensure!(body["code"] == code, "code {} instead of {code}: {}", body["code"], self.text);
         let text = body["error"].as_str().unwrap_or_default();
@@ -89,7 +97,11 @@ impl Events {
         if !response.status().is_success() {
             bail!("{}: {}", response.status(), response.text().await?);
         }
-        let kind = response.headers().get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let kind = response
+            .headers()
+            .get("content-type")
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
         ensure!(kind.starts_with("text/event-stream"), "an event stream of type `{kind}`");
         Ok(Self {
             headers: response.headers().clone(),
@@ -108,7 +120,9 @@ impl Events {
                     return Ok(Some(event));
                 }
             }
-            let chunk = timeout(SILENCE, self.body.next()).await.context("the event stream is silent")?;
+            let chunk = timeout(SILENCE, self.body.next())
+                .await
+                .context("the event stream is silent")?;
             let Some(chunk) = chunk else {
                 ensure!(self.buffer.is_empty(), "the event stream was cut inside `{}`", self.buffer);
                 return Ok(None);
@@ -140,7 +154,10 @@ fn parse(block: &str) -> anyhow::Result<Option<Event>> {
                 ensure!(data.is_none(), "two data lines in one event: {block}");
                 data = Some(serde_json::from_str(value).with_context(|| format!("data is not JSON: {value}"))?);
             }
-            _ => ensure!(line.is_empty() || line.starts_with(':'), "an unknown line in an event stream: `{line}`"),
+            _ => ensure!(
+                line.is_empty() || line.starts_with(':'),
+                "an unknown line in an event stream: `{line}`"
+            ),
         }
     }
     Ok(data.map(|data| Event {
@@ -194,7 +211,11 @@ impl Client {
     fn posting(&self, path: &str, body: &Value) -> reqwest::RequestBuilder {
         let request = self.request(Method::POST, path);
         // The documented curl lines send no content type.
-        if body.is_null() { request } else { request.body(body.to_string()) }
+        if body.is_null() {
+            request
+        } else {
+            request.body(body.to_string())
+        }
     }
 
     /// `POST` that answers with events.
@@ -229,7 +250,10 @@ impl Client {
     /// Every instance.
     pub async fn instances(&self) -> anyhow::Result<Vec<Value>> {
         let list = self.get("/instances").await?.success()?;
-        Ok(list["instances"].as_array().with_context(|| format!("no array `instances` in {list}"))?.clone())
+        Ok(list["instances"]
+            .as_array()
+            .with_context(|| format!("no array `instances` in {list}"))?
+            .clone())
     }
 
     /// Its status word, or `None` when it does not exist.
@@ -250,7 +274,12 @@ impl Client {
 
 fn expect_end(events: Vec<Event>, end: &str) -> anyhow::Result<Vec<Event>> {
     let last = events.last().context("an event stream without events")?;
-    ensure!(last.name == end, "the stream ended with `{}` instead of `{end}`: {}", last.name, last.data);
+    ensure!(
+        last.name == end,
+        "the stream ended with `{}` instead of `{end}`: {}",
+        last.name,
+        last.data
+    );
     Ok(events)
 }
 

@@ -2,9 +2,7 @@
 //! started at will.
 
 use std::{
-    env,
-    fmt::Write as _,
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -146,7 +144,10 @@ impl<'machine> Cluster<'machine> {
     pub fn command(&self, who: Who) -> anyhow::Result<Command> {
         let program = ["crabshack", "crabshack-node-agent"][who.index()];
         let mut command = Command::new(binary(program)?);
-        command.env_clear().env("PATH", env::var_os("PATH").unwrap_or_default()).env("CRABSHACK_LOG_FORMAT", "json");
+        command
+            .env_clear()
+            .env("PATH", env::var_os("PATH").unwrap_or_default())
+            .env("CRABSHACK_LOG_FORMAT", "json");
         match who {
             Who::Coordinator => command
                 .arg("serve")
@@ -191,7 +192,9 @@ impl<'machine> Cluster<'machine> {
 
     /// The running process.
     pub fn process(&mut self, who: Who) -> anyhow::Result<&mut Process> {
-        self.processes[who.index()].as_mut().with_context(|| format!("the {} does not run", who.word()))
+        self.processes[who.index()]
+            .as_mut()
+            .with_context(|| format!("the {} does not run", who.word()))
     }
 
     /// SIGKILL.
@@ -267,13 +270,13 @@ impl<'machine> Cluster<'machine> {
         let mut text = String::new();
         for line in ["nft list table inet crabshack", "ip rule", "ip address"] {
             let output = command::run(line).unwrap_or_else(|error| format!("{error:#}"));
-            let _: std::fmt::Result = writeln!(text, "$ {line}\n{output}");
+            text.push_str(&format!("$ {line}\n{output}\n"));
         }
         for container in engine::containers(self.machine.dockerd.engine()).await.unwrap_or_default() {
-            let _: std::fmt::Result = writeln!(text, "container {:?}: {:?}", container.name, container.state);
+            text.push_str(&format!("container {:?}: {:?}\n", container.name, container.state));
         }
         // Evidence only helps; the failure itself is reported by the case.
-        let _: std::io::Result<()> = fs::write(self.machine.logs().join("evidence.log"), text);
+        drop(fs::write(self.machine.logs().join("evidence.log"), text));
     }
 }
 
@@ -299,6 +302,10 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
         None => image::profile_folder()?,
     };
     let path = folder.join(name);
-    ensure!(Path::new(&path).is_file(), "{} is missing: build it, or set CRABSHACK_BIN_DIR", path.display());
+    ensure!(
+        Path::new(&path).is_file(),
+        "{} is missing: build it, or set CRABSHACK_BIN_DIR",
+        path.display()
+    );
     Ok(path)
 }

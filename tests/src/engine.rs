@@ -24,7 +24,11 @@ pub async fn containers(engine: &Docker) -> anyhow::Result<Vec<ContainerInspectR
     };
     let mut containers = Vec::new();
     for summary in engine.list_containers(Some(options)).await? {
-        containers.push(engine.inspect_container(summary.id.as_deref().unwrap_or_default(), None).await?);
+        containers.push(
+            engine
+                .inspect_container(summary.id.as_deref().unwrap_or_default(), None)
+                .await?,
+        );
     }
     Ok(containers)
 }

@@ -48,7 +48,12 @@ impl Browser {
     /// Follows the link with the token and keeps the cookie.
     pub async fn log_in(&mut self, token: &str) -> anyhow::Result<Answer> {
         let answer = self.get(&format!("/?token={token}"), &[("accept", "text/html")]).await?;
-        ensure!(answer.status.as_u16() == 303, "{} instead of a redirect: {}", answer.status, answer.text);
+        ensure!(
+            answer.status.as_u16() == 303,
+            "{} instead of a redirect: {}",
+            answer.status,
+            answer.text
+        );
         let cookie = answer.header("set-cookie").split(';').next().unwrap_or_default();
         ensure!(cookie.contains('='), "no cookie: {:?}", answer.headers);
         self.cookie = Some(cookie.to_owned());
@@ -62,11 +67,16 @@ impl Browser {
 
     /// Any request, with the cookie if there is one.
     pub fn request(&self, method: Method, path: &str, headers: Headers<'_>) -> reqwest::RequestBuilder {
-        let mut request = self.http.request(method, format!("http://{UI}{path}")).header(header::HOST, &self.host);
+        let mut request = self
+            .http
+            .request(method, format!("http://{UI}{path}"))
+            .header(header::HOST, &self.host);
         if let Some(cookie) = &self.cookie {
             request = request.header(header::COOKIE, cookie);
         }
-        headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))
+        headers
+            .iter()
+            .fold(request, |request, (name, value)| request.header(*name, *value))
     }
 
     /// A WebSocket from a page of the instance's own origin.
@@ -79,7 +89,12 @@ impl Browser {
 }
 
 /// A WebSocket to any listener, with any headers and no size limits.
-pub async fn websocket(to: SocketAddr, host: &str, path: &str, headers: Headers<'_>) -> anyhow::Result<WebSocketStream<TcpStream>> {
+pub async fn websocket(
+    to: SocketAddr,
+    host: &str,
+    path: &str,
+    headers: Headers<'_>,
+) -> anyhow::Result<WebSocketStream<TcpStream>> {
     let mut request = format!("ws://{host}{path}").into_client_request()?;
     for (name, value) in headers {
         let name = reqwest::header::HeaderName::from_bytes(name.as_bytes())?;
@@ -89,6 +104,8 @@ pub async fn websocket(to: SocketAddr, host: &str, path: &str, headers: Headers<
     stream.set_nodelay(true)?;
     let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
     let connecting = client_async_with_config(request, stream, Some(config));
-    let (socket, _) = tokio::time::timeout(Duration::from_secs(30), connecting).await.context("no answer to the upgrade")??;
+    let (socket, _) = tokio::time::timeout(Duration::from_secs(30), connecting)
+        .await
+        .context("no answer to the upgrade")??;
     Ok(socket)
 }

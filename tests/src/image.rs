@@ -28,7 +28,11 @@ pub fn target_folder() -> anyhow::Result<PathBuf> {
 pub fn profile_folder() -> anyhow::Result<PathBuf> {
     let program = env::current_exe()?;
     let folder = program.parent().context("a program without a folder")?;
-    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
+    let folder = if folder.ends_with("deps") {
+        folder.parent().unwrap_or(folder)
+    } else {
+        folder
+    };
     Ok(folder.to_owned())
 }
 
@@ -102,7 +106,11 @@ fn pack(program: &Path, tar: &Path) -> anyhow::Result<()> {
 
 /// Imports the stub's image.
 pub async fn import_stub(dockerd: &Dockerd) -> anyhow::Result<()> {
-    let changes = ["USER 1000:1000", "ENV HOME=/home/agent", r#"ENTRYPOINT ["/usr/local/bin/crabshack-stub-agent"]"#];
+    let changes = [
+        "USER 1000:1000",
+        "ENV HOME=/home/agent",
+        r#"ENTRYPOINT ["/usr/local/bin/crabshack-stub-agent"]"#,
+    ];
     import(dockerd, &target_folder()?.join(TAR), STUB, &changes).await
 }
 
@@ -116,10 +124,15 @@ pub async fn import(dockerd: &Dockerd, tar: &Path, name: &str, changes: &[&str])
         changes: changes.iter().map(|&change| change.to_owned()).collect(),
         ..CreateImageOptions::default()
     };
-    let bytes = tokio::fs::read(tar).await.with_context(|| format!("{} is missing", tar.display()))?;
+    let bytes = tokio::fs::read(tar)
+        .await
+        .with_context(|| format!("{} is missing", tar.display()))?;
     let body = bollard::body_full(bytes.into());
     let progress = dockerd.engine().create_image(Some(options), Some(body), None);
-    progress.try_collect::<Vec<_>>().await.with_context(|| format!("{name} cannot be imported"))?;
+    progress
+        .try_collect::<Vec<_>>()
+        .await
+        .with_context(|| format!("{name} cannot be imported"))?;
     Ok(())
 }
 
@@ -127,8 +140,13 @@ pub async fn import(dockerd: &Dockerd, tar: &Path, name: &str, changes: &[&str])
 pub fn build_openclaw() -> anyhow::Result<PathBuf> {
     let script = repository().join("infra/images/openclaw/build.sh");
     writeln!(std::io::stderr(), "building the OpenClaw image's tar, unless it is cached")?;
-    let output = Command::new(&script).arg("--tar-only").stderr(std::process::Stdio::inherit()).output()?;
+    let output = Command::new(&script)
+        .arg("--tar-only")
+        .stderr(std::process::Stdio::inherit())
+        .output()?;
     ensure!(output.status.success(), "{} failed", script.display());
     let text = String::from_utf8(output.stdout)?;
-    Ok(PathBuf::from(text.trim().lines().last().context("no path of a tar was printed")?))
+    Ok(PathBuf::from(
+        text.trim().lines().last().context("no path of a tar was printed")?,
+    ))
 }

@@ -27,7 +27,11 @@ pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 /// The clouds' metadata service.
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Neighbours in private ranges.
-pub const PRIVATE: [Ipv4Addr; 3] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(192, 168, 77, 1), Ipv4Addr::new(100, 64, 0, 9)];
+pub const PRIVATE: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(10, 99, 0, 1),
+    Ipv4Addr::new(192, 168, 77, 1),
+    Ipv4Addr::new(100, 64, 0, 9),
+];
 /// A public IPv6 address.
 pub const PUBLIC6: &str = "2001:db8:113::1";
 
@@ -93,14 +97,18 @@ impl Internet {
 impl Drop for Internet {
     fn drop(&mut self) {
         // Already gone is as good.
-        let _: std::io::Result<()> = self.child.kill();
-        let _: std::io::Result<_> = self.child.wait();
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }
 
 fn expect(output: &mut BufReader<ChildStdout>, wanted: &str) -> anyhow::Result<()> {
     let mut line = String::new();
     output.read_line(&mut line)?;
-    ensure!(line.trim_end() == wanted, "the internet namespace said `{}` instead of `{wanted}`", line.trim_end());
+    ensure!(
+        line.trim_end() == wanted,
+        "the internet namespace said `{}` instead of `{wanted}`",
+        line.trim_end()
+    );
     Ok(())
 }

@@ -23,8 +23,16 @@ pub async fn find(cluster: &Cluster<'_>) -> anyhow::Result<Vec<String>> {
         left.push(format!("network {}", network.name.unwrap_or_default()));
     }
     let links: Value = serde_json::from_str(&command::run("ip -j link")?)?;
-    let names = links.as_array().into_iter().flatten().filter_map(|link| link["ifname"].as_str());
-    left.extend(names.filter(|name| name.starts_with("cs-")).map(|name| format!("bridge {name}")));
+    let names = links
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|link| link["ifname"].as_str());
+    left.extend(
+        names
+            .filter(|name| name.starts_with("cs-"))
+            .map(|name| format!("bridge {name}")),
+    );
     left.extend(elements()?);
     left.extend(folders(&cluster.data(Who::NodeAgent).join("instances")));
     left.extend(ports()?);
@@ -33,11 +41,15 @@ pub async fn find(cluster: &Cluster<'_>) -> anyhow::Result<Vec<String>> {
 
 /// Elements of the ruleset that name a bridge.
 fn elements() -> anyhow::Result<Vec<String>> {
-    let Ok(text) = command::run("nft -n -j list table inet crabshack") else { return Ok(Vec::new()) };
+    let Ok(text) = command::run("nft -n -j list table inet crabshack") else {
+        return Ok(Vec::new());
+    };
     let listing: Value = serde_json::from_str(&text)?;
     let mut left = Vec::new();
     for object in listing["nftables"].as_array().into_iter().flatten() {
-        let Some(set) = object.get("set").or_else(|| object.get("map")) else { continue };
+        let Some(set) = object.get("set").or_else(|| object.get("map")) else {
+            continue;
+        };
         for element in set["elem"].as_array().into_iter().flatten() {
             // Dynamic sets (rate limits) forget by themselves; what they hold lets nothing out.
             let dynamic = set["flags"].to_string().contains("dynamic");

@@ -36,7 +36,11 @@ impl Figures {
     /// A table for people, then one JSON object on the last line.
     pub fn render(&self, name: &str) -> String {
         let width = self.0.keys().map(String::len).max().unwrap_or_default();
-        let rows: String = self.0.iter().map(|(key, value)| format!("  {key:width$}  {value}\n")).collect();
+        let rows: String = self
+            .0
+            .iter()
+            .map(|(key, value)| format!("  {key:width$}  {value}\n"))
+            .collect();
         format!("{name}\n{rows}{}\n", json!({"name": name, "figures": self.0}))
     }
 }
@@ -51,7 +55,10 @@ mod tests {
         figures.add("longer_name", 1);
         figures.add_rounded("ratio", 1.2345);
         let text = figures.render("sample");
-        assert_eq!(text.lines().last(), Some(r#"{"figures":{"longer_name":1,"ratio":1.23},"name":"sample"}"#));
+        assert_eq!(
+            text.lines().last(),
+            Some(r#"{"figures":{"longer_name":1,"ratio":1.23},"name":"sample"}"#)
+        );
         assert!(text.contains("  ratio        1.23\n"), "{text}");
     }
 }

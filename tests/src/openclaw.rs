@@ -26,7 +26,12 @@ pub async fn import(dockerd: &Dockerd) -> anyhow::Result<String> {
     let name = ask("--print-name")?.trim().to_owned();
     let tar = ask("--tar-only")?;
     let tar = tar.trim().lines().last().context("no path of a tar was printed")?;
-    let changes = ["USER 1000:1000", "WORKDIR /home/agent", "ENV HOME=/home/agent", r#"ENTRYPOINT ["/usr/local/bin/crabshack-entrypoint"]"#];
+    let changes = [
+        "USER 1000:1000",
+        "WORKDIR /home/agent",
+        "ENV HOME=/home/agent",
+        r#"ENTRYPOINT ["/usr/local/bin/crabshack-entrypoint"]"#,
+    ];
     image::import(dockerd, tar.as_ref(), &name, &changes).await?;
     Ok(name)
 }
@@ -43,12 +48,17 @@ pub fn request(name: &str, image: &str) -> Value {
 /// Creates a real instance and shakes hands as the Control UI does.
 pub async fn hello_ok(cluster: &Cluster<'_>) -> anyhow::Result<bool> {
     let image = import(&cluster.machine.dockerd).await?;
-    tokio::time::timeout(START, cluster.client.create(&request("claw", &image))).await.context("OpenClaw does not start")??;
+    tokio::time::timeout(START, cluster.client.create(&request("claw", &image)))
+        .await
+        .context("OpenClaw does not start")??;
     let token = must::text(&cluster.client.instance("claw").await?, "token")?.to_owned();
     let mut visitor = cluster.browser("claw")?;
     visitor.log_in(&token).await?;
     let page = visitor.get("/", &[("accept", "text/html")]).await?;
-    ensure!(page.status.is_success() && page.text.contains("<html"), "no Control UI: {page:?}");
+    ensure!(
+        page.status.is_success() && page.text.contains("<html"),
+        "no Control UI: {page:?}"
+    );
     let hello = connect(&visitor).await?;
     let scopes = hello["auth"]["scopes"].to_string();
     Ok(hello["type"] == "hello-ok" && scopes.contains("operator.admin"))
@@ -78,5 +88,7 @@ pub async fn connect(visitor: &Browser) -> anyhow::Result<Value> {
         }
         anyhow::bail!("OpenClaw closed the connection")
     };
-    tokio::time::timeout(PATIENCE, talking).await.context("OpenClaw says nothing")?
+    tokio::time::timeout(PATIENCE, talking)
+        .await
+        .context("OpenClaw says nothing")?
 }

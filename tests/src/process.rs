@@ -33,7 +33,10 @@ impl Process {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {:?}", command.as_std().get_program()))?;
-        Ok(Self { child, log: log.to_owned() })
+        Ok(Self {
+            child,
+            log: log.to_owned(),
+        })
     }
 
     /// Its process id while it runs.
@@ -58,7 +61,9 @@ impl Process {
 
     /// Waits for its end.
     pub async fn wait(&mut self, patience: Duration) -> anyhow::Result<ExitStatus> {
-        Ok(timeout(patience, self.child.wait()).await.with_context(|| format!("{} does not end", self.log.display()))??)
+        Ok(timeout(patience, self.child.wait())
+            .await
+            .with_context(|| format!("{} does not end", self.log.display()))??)
     }
 
     /// SIGKILL, and waits until it is gone.
@@ -82,7 +87,10 @@ impl Process {
     pub fn resident_mebibytes(&self) -> anyhow::Result<f64> {
         let id = self.child.id().context("it does not run")?;
         let status = fs::read_to_string(format!("/proc/{id}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .context("no VmRSS")?;
         let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
         Ok(kibibytes / 1024.0)
     }
@@ -92,5 +100,9 @@ impl Process {
 pub fn log_end(path: &Path, lines: usize) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     let all: Vec<_> = text.lines().collect();
-    format!("--- {} (its end)\n{}\n---", path.display(), all[all.len().saturating_sub(lines)..].join("\n"))
+    format!(
+        "--- {} (its end)\n{}\n---",
+        path.display(),
+        all[all.len().saturating_sub(lines)..].join("\n")
+    )
 }

@@ -23,7 +23,12 @@ impl Scratch {
     /// Sweeps dead ones, then makes a fresh one under the system's temporary folder.
     pub fn new() -> anyhow::Result<Self> {
         sweep();
-        let path = tempfile::Builder::new().prefix(PREFIX).rand_bytes(6).tempdir().context("no temporary folder")?.keep();
+        let path = tempfile::Builder::new()
+            .prefix(PREFIX)
+            .rand_bytes(6)
+            .tempdir()
+            .context("no temporary folder")?
+            .keep();
         let lock = File::create(path.join(LOCK))?;
         lock.try_lock().context("a fresh lock file is locked")?;
         Ok(Self { path, _lock: lock })
@@ -49,7 +54,9 @@ impl Drop for Scratch {
 }
 
 fn name_of(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    path.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 fn sweep() {
@@ -67,7 +74,7 @@ fn sweep() {
 
 fn remove(path: &Path) {
     // What cannot be removed now is swept by the next run.
-    let _: std::io::Result<()> = fs::remove_dir_all(path);
+    drop(fs::remove_dir_all(path));
     let name = name_of(path);
     for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
         remove_groups(&controller.path().join(&name));
@@ -82,5 +89,5 @@ fn remove_groups(group: &Path) {
             remove_groups(&entry.path());
         }
     }
-    let _: std::io::Result<()> = fs::remove_dir(group);
+    drop(fs::remove_dir(group));
 }

@@ -31,8 +31,12 @@ struct Stage {
 impl Stage {
     /// Made by the first test, so that listing tests costs nothing.
     fn machine(&self) -> anyhow::Result<&Machine> {
-        let machine = self.machine.get_or_init(|| self.runtime.block_on(Machine::start()).map_err(|error| format!("{error:#}")));
-        machine.as_ref().map_err(|error| anyhow::anyhow!("the machine cannot be set up: {error}"))
+        let machine = self
+            .machine
+            .get_or_init(|| self.runtime.block_on(Machine::start()).map_err(|error| format!("{error:#}")));
+        machine
+            .as_ref()
+            .map_err(|error| anyhow::anyhow!("the machine cannot be set up: {error}"))
     }
 }
 
@@ -43,7 +47,10 @@ impl Suite {
         self.trials.push(Trial::test(name, move || {
             let run = || {
                 let machine = stage.machine()?;
-                stage.runtime.block_on(case(machine)).inspect_err(|_| show_logs(&machine.logs()))
+                stage
+                    .runtime
+                    .block_on(case(machine))
+                    .inspect_err(|_| show_logs(&machine.logs()))
             };
             run().map_err(|error: anyhow::Error| Failed::from(format!("{error:#}")))
         }));
@@ -94,7 +101,11 @@ fn try_run(
 
 /// Two threads: as many as the smallest machine that the product supports.
 pub fn runtime() -> anyhow::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("no runtime")
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("no runtime")
 }
 
 /// Builds what a suite runs; with `CRABSHACK_BIN_DIR` the binaries are taken as they are.
@@ -102,7 +113,14 @@ pub fn build() -> anyhow::Result<()> {
     image::build_stub()?;
     if env::var_os("CRABSHACK_BIN_DIR").is_none() {
         let release = image::profile_folder()?.ends_with("release");
-        let mut arguments = vec!["build", "--locked", "-p", "crabshack-coordinator", "-p", "crabshack-node-agent"];
+        let mut arguments = vec![
+            "build",
+            "--locked",
+            "-p",
+            "crabshack-coordinator",
+            "-p",
+            "crabshack-node-agent",
+        ];
         arguments.extend(release.then_some("--release"));
         image::cargo(&arguments)?;
     }

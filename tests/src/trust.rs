@@ -79,7 +79,8 @@ impl Node {
         let body = json!({"join_secret": token.secret.expose(), "request": request(&key)?, "hostname": "by-hand"});
         let bare = Arc::new(tls::client(&token.authority, None)?);
         let answer = post(&agent_listener(), tls::COORDINATOR_NAME, bare, "/v1/enrol", &body).await?;
-        let answer: EnrolAnswer = serde_json::from_str(body_of(&answer)?).with_context(|| format!("no certificate in {answer}"))?;
+        let answer: EnrolAnswer =
+            serde_json::from_str(body_of(&answer)?).with_context(|| format!("no certificate in {answer}"))?;
         let certificate = CertificateDer::from_pem_slice(answer.certificate.as_bytes())?;
         let config = Arc::new(tls::client(&token.authority, Some((vec![certificate], private(&key))))?);
         Ok(Self {
@@ -102,7 +103,14 @@ impl Node {
     /// Asks for the next certificate.
     pub async fn renew(&self) -> anyhow::Result<String> {
         let body = json!({"request": request(&self.key)?});
-        post(&agent_listener(), tls::COORDINATOR_NAME, Arc::clone(&self.config), "/v1/renew", &body).await
+        post(
+            &agent_listener(),
+            tls::COORDINATOR_NAME,
+            Arc::clone(&self.config),
+            "/v1/renew",
+            &body,
+        )
+        .await
     }
 
     /// Reports one instance in a phase.
@@ -113,7 +121,14 @@ impl Node {
                       "architecture": "x86_64", "agent_version": "0.1.0", "runtimes": []},
             "instances": [{"id": instance, "generation": {"epoch": 999, "counter": 1}, "phase": phase}],
         });
-        post(&agent_listener(), tls::COORDINATOR_NAME, Arc::clone(&self.config), "/v1/report", &body).await
+        post(
+            &agent_listener(),
+            tls::COORDINATOR_NAME,
+            Arc::clone(&self.config),
+            "/v1/report",
+            &body,
+        )
+        .await
     }
 }
 
@@ -123,7 +138,13 @@ fn body_of(answer: &str) -> anyhow::Result<&str> {
 
 /// `GET` over TLS; the whole answer as text. An answer without a byte is an error.
 pub async fn talk(address: &str, server: &str, config: Arc<ClientConfig>, path: &str) -> anyhow::Result<String> {
-    exchange(address, server, config, &format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")).await
+    exchange(
+        address,
+        server,
+        config,
+        &format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n"),
+    )
+    .await
 }
 
 /// `POST` of JSON, as [`talk`].
@@ -148,5 +169,7 @@ async fn exchange(address: &str, server: &str, config: Arc<ClientConfig>, reques
         ensure!(!answer.is_empty(), "no answer: {end:?}");
         Ok(String::from_utf8(answer)?)
     };
-    timeout(PATIENCE + PATIENCE, work).await.with_context(|| format!("{address} does not answer"))?
+    timeout(PATIENCE + PATIENCE, work)
+        .await
+        .with_context(|| format!("{address} does not answer"))?
 }

@@ -71,7 +71,11 @@ impl Witness {
     pub fn read(&self) -> anyhow::Result<Vec<Seen>> {
         let text = command::run_in(self.namespace, &format!("nft -n -j list table inet {TABLE}"), "")?;
         let listing: Value = serde_json::from_str(&text)?;
-        let sets = listing["nftables"].as_array().into_iter().flatten().filter_map(|object| object.get("set"));
+        let sets = listing["nftables"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|object| object.get("set"));
         let mut rows = Vec::new();
         for set in sets {
             let name = set["name"].as_str().unwrap_or_default();
@@ -89,12 +93,19 @@ impl Witness {
 }
 
 fn row(set: &str, element: &Value) -> Option<Seen> {
-    let [source, destination, protocol, port] = element["val"]["concat"].as_array()?.as_slice() else { return None };
+    let [source, destination, protocol, port] = element["val"]["concat"].as_array()?.as_slice() else {
+        return None;
+    };
     Some(Seen {
         hook: set.trim_end_matches(['4', '6']).to_owned(),
         source: source.as_str()?.parse().ok()?,
         destination: destination.as_str()?.parse().ok()?,
-        protocol: match protocol.as_str().map(str::to_owned).or_else(|| Some(protocol.as_u64()?.to_string()))?.as_str() {
+        protocol: match protocol
+            .as_str()
+            .map(str::to_owned)
+            .or_else(|| Some(protocol.as_u64()?.to_string()))?
+            .as_str()
+        {
             "6" | "tcp" => "tcp".to_owned(),
             "17" | "udp" => "udp".to_owned(),
             other => other.to_owned(),

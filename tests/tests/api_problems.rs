@@ -71,13 +71,26 @@ async fn bad_creations(machine: &Machine) -> anyhow::Result<()> {
         for (field, value, status, code, word) in bad_fields() {
             let mut body = stub("fresh");
             body[field] = value.clone();
-            let outcome = client.post("/instances", &body).await?.problem(status, code).and_then(|text| {
-                ensure!(text.contains(word), "the text does not name `{word}`: {text}");
-                Ok(())
-            });
+            let outcome = client
+                .post("/instances", &body)
+                .await?
+                .problem(status, code)
+                .and_then(|text| {
+                    ensure!(text.contains(word), "the text does not name `{word}`: {text}");
+                    Ok(())
+                });
             failures.extend(outcome.err().map(|error| format!("{field} = {value}: {error:#}")));
         }
-        let send = async |body: &str| Answer::read(client.request(Method::POST, "/instances").body(body.to_owned()).send().await?).await;
+        let send = async |body: &str| {
+            Answer::read(
+                client
+                    .request(Method::POST, "/instances")
+                    .body(body.to_owned())
+                    .send()
+                    .await?,
+            )
+            .await
+        };
         for body in ["{", "", "[]", "null", "\"x\"", "{\"name\": \"fresh\""] {
             let outcome = send(body).await?.problem(400, "invalid_request");
             failures.extend(outcome.err().map(|error| format!("body `{body}`: {error:#}")));
@@ -86,10 +99,26 @@ async fn bad_creations(machine: &Machine) -> anyhow::Result<()> {
         let all = "Missing required fields: service_type, image, mem_limit, cpus, nearai_api_key, nearai_api_url";
         ensure!(missing.starts_with(all), "{missing}");
         let large = format!("{{\"name\": \"fresh\", \"filler\": \"{}\"}}", "x".repeat(2 << 20));
-        failures.extend(send(&large).await?.problem(413, "too_large").err().map(|error| format!("2 MiB: {error:#}")));
-        ensure!(failures.is_empty(), "{} of the refusals are wrong:\n{}", failures.len(), failures.join("\n"));
+        failures.extend(
+            send(&large)
+                .await?
+                .problem(413, "too_large")
+                .err()
+                .map(|error| format!("2 MiB: {error:#}")),
+        );
+        ensure!(
+            failures.is_empty(),
+            "{} of the refusals are wrong:\n{}",
+            failures.len(),
+            failures.join("\n")
+        );
 
-        let names: Vec<_> = client.instances().await?.into_iter().map(|instance| instance["name"].clone()).collect();
+        let names: Vec<_> = client
+            .instances()
+            .await?
+            .into_iter()
+            .map(|instance| instance["name"].clone())
+            .collect();
         ensure!(names == ["taken"], "created: {names:?}");
         client.delete("taken", true).await?;
         let left = leftovers::find(cluster).await?;
@@ -118,22 +147,40 @@ async fn wrong_credentials(machine: &Machine) -> anyhow::Result<()> {
             (Method::POST, "/nodes/join-token"),
         ];
         for (method, path) in routes {
-            for credential in [None, Some("Bearer wrong"), Some("Bearer "), Some("Basic eDp5"), Some("garbage")] {
+            for credential in [
+                None,
+                Some("Bearer wrong"),
+                Some("Bearer "),
+                Some("Basic eDp5"),
+                Some("garbage"),
+            ] {
                 let mut request = client.bare(method.clone(), path);
                 if let Some(credential) = credential {
                     request = request.header("authorization", credential);
                 }
                 let answer = Answer::read(request.send().await?).await?;
-                answer.problem(401, "unauthorized").with_context(|| format!("{method} {path} with {credential:?}"))?;
+                answer
+                    .problem(401, "unauthorized")
+                    .with_context(|| format!("{method} {path} with {credential:?}"))?;
             }
         }
-        ensure!(client.status("secret").await?.as_deref() == Some("running"), "a stranger changed something");
-        let lower = client.bare(Method::GET, "/instances").header("authorization", format!("bearer {}", crabshack_tests::cluster::SECRET));
+        ensure!(
+            client.status("secret").await?.as_deref() == Some("running"),
+            "a stranger changed something"
+        );
+        let lower = client
+            .bare(Method::GET, "/instances")
+            .header("authorization", format!("bearer {}", crabshack_tests::cluster::SECRET));
         ensure!(lower.send().await?.status().is_success(), "the scheme's case matters");
         for path in ["/health", "/metrics"] {
-            ensure!(client.bare(Method::GET, path).send().await?.status().is_success(), "{path} wants a secret");
+            ensure!(
+                client.bare(Method::GET, path).send().await?.status().is_success(),
+                "{path} wants a secret"
+            );
         }
-        let health = Answer::read(client.bare(Method::GET, "/health").send().await?).await?.success()?;
+        let health = Answer::read(client.bare(Method::GET, "/health").send().await?)
+            .await?
+            .success()?;
         ensure!(health["status"] == "ok", "{health}");
         client.get("/no-such-route").await?.problem(404, "not_found")?;
         let wrong_method = Answer::read(client.request(Method::PUT, "/instances").send().await?).await?;
@@ -158,14 +205,22 @@ async fn actions(machine: &Machine) -> anyhow::Result<()> {
     Cluster::with(machine, async |cluster| {
         let client = &cluster.client;
         for action in ["stop", "start", "restart"] {
-            client.post(&format!("/instances/nobody/{action}"), &Value::Null).await?.problem(404, "not_found")?;
-            client.post(&format!("/instances/..%2f..%2fetc/{action}"), &Value::Null).await?.problem(404, "not_found")?;
+            client
+                .post(&format!("/instances/nobody/{action}"), &Value::Null)
+                .await?
+                .problem(404, "not_found")?;
+            client
+                .post(&format!("/instances/..%2f..%2fetc/{action}"), &Value::Null)
+                .await?
+                .problem(404, "not_found")?;
         }
         client.get("/instances/nobody").await?.problem(404, "not_found")?;
         client.get("/instances/nobody/ssh").await?.problem(404, "not_found")?;
         client.get("/instances/nobody/logs").await?.problem(404, "not_found")?;
         client.get("/gateway/nobody/x").await?.problem(404, "not_found")?;
-        Answer::read(client.request(Method::DELETE, "/instances/nobody").send().await?).await?.problem(404, "not_found")?;
+        Answer::read(client.request(Method::DELETE, "/instances/nobody").send().await?)
+            .await?
+            .problem(404, "not_found")?;
 
         // What real clients send: nulls, unknown fields, numbers for limits, sizes in both cases.
         let body = json!({
@@ -176,9 +231,19 @@ async fn actions(machine: &Machine) -> anyhow::Result<()> {
         let events = client.create(&body).await?;
         let name = events[0].data["name"].as_str().context("no name")?.to_owned();
         ensure!(name.len() == "agent-".len() + 8 && name.starts_with("agent-"), "{name}");
-        client.post(&format!("/instances/{name}/restart"), &json!({"image": "other/image:2"})).await?.problem(400, "invalid_request")?;
+        client
+            .post(&format!("/instances/{name}/restart"), &json!({"image": "other/image:2"}))
+            .await?
+            .problem(400, "invalid_request")?;
         client.post(&format!("/instances/{name}/stop"), &json!("text")).await?;
-        ensure!(client.get("/nodes").await?.success()?.as_array().is_some_and(|nodes| nodes.len() == 1));
+        ensure!(
+            client
+                .get("/nodes")
+                .await?
+                .success()?
+                .as_array()
+                .is_some_and(|nodes| nodes.len() == 1)
+        );
         Ok(())
     })
     .await

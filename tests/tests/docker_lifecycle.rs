@@ -74,14 +74,23 @@ async fn identity_stays(machine: &Machine) -> anyhow::Result<()> {
         let first = cluster.client.instance("keeper").await?;
         check_fields(&first)?;
         let listed = cluster.client.instances().await?;
-        ensure!(listed.len() == 1 && listed[0]["name"] == "keeper" && listed[0]["status"] == "running", "{listed:?}");
+        ensure!(
+            listed.len() == 1 && listed[0]["name"] == "keeper" && listed[0]["status"] == "running",
+            "{listed:?}"
+        );
         let token = text(&first, "token")?.to_owned();
         let list_text = cluster.client.get("/instances").await?.text;
-        ensure!(!list_text.contains(&token) && !list_text.contains("sk-agent"), "a secret in {list_text}");
+        ensure!(
+            !list_text.contains(&token) && !list_text.contains("sk-agent"),
+            "a secret in {list_text}"
+        );
         let ssh = cluster.client.get("/instances/keeper/ssh").await?.success()?;
         ensure!(ssh["port"] == first["ssh_port"] && ssh["user"] == "agent", "{ssh}");
         let port = ssh["port"].as_u64().context("no port")?;
-        ensure!(text(&ssh, "command")? == format!("ssh -p {port} agent@{}", text(&ssh, "host")?), "{ssh}");
+        ensure!(
+            text(&ssh, "command")? == format!("ssh -p {port} agent@{}", text(&ssh, "host")?),
+            "{ssh}"
+        );
         let logs = cluster.client.get("/instances/keeper/logs?tail=10").await?.success()?;
         ensure!(logs["name"] == "keeper" && logs["logs"].is_string(), "{logs}");
 
@@ -96,7 +105,11 @@ async fn identity_stays(machine: &Machine) -> anyhow::Result<()> {
         cluster.client.act("keeper", "stop").await?;
         let stopped = cluster.client.instance("keeper").await?;
         ensure!(stopped["status"] == "stopped" && stopped["token"] == token, "{stopped}");
-        let running: Vec<_> = engine::containers(docker).await?.into_iter().filter(engine::is_running).collect();
+        let running: Vec<_> = engine::containers(docker)
+            .await?
+            .into_iter()
+            .filter(engine::is_running)
+            .collect();
         ensure!(running.is_empty(), "still running: {running:?}");
         cluster.client.act("keeper", "start").await?;
         same(&first, &cluster.client.instance("keeper").await?)?;
@@ -105,7 +118,10 @@ async fn identity_stays(machine: &Machine) -> anyhow::Result<()> {
         cluster.client.act("keeper", "restart").await?;
         same(&first, &cluster.client.instance("keeper").await?)?;
         let after = engine::container(docker, &id).await?;
-        ensure!(engine::started_at(&before) != engine::started_at(&after), "it was not restarted");
+        ensure!(
+            engine::started_at(&before) != engine::started_at(&after),
+            "it was not restarted"
+        );
         ensure!(fs::read_to_string(home.join("mine"))? == "kept");
         Ok(())
     })
@@ -137,22 +153,45 @@ fn check_fields(instance: &Value) -> anyhow::Result<()> {
     ] {
         text(instance, key)?;
     }
-    ensure!(instance["image"] == "crabshack/stub-agent:1" && instance["gateway_port"] == 18789, "{instance}");
+    ensure!(
+        instance["image"] == "crabshack/stub-agent:1" && instance["gateway_port"] == 18789,
+        "{instance}"
+    );
     let url = format!("http://keeper.localhost:3000/?token={}", text(instance, "token")?);
-    ensure!(instance["instance_url"] == url.as_str() && instance["dashboard_url"] == url.as_str(), "{instance}");
+    ensure!(
+        instance["instance_url"] == url.as_str() && instance["dashboard_url"] == url.as_str(),
+        "{instance}"
+    );
     Ok(())
 }
 
 fn same(before: &Value, after: &Value) -> anyhow::Result<()> {
-    for key in ["token", "ssh_port", "ssh_fingerprint", "instance_id", "gateway_address", "image", "created_at", "status"] {
-        ensure!(before[key] == after[key], "`{key}` changed from {} to {}", before[key], after[key]);
+    for key in [
+        "token",
+        "ssh_port",
+        "ssh_fingerprint",
+        "instance_id",
+        "gateway_address",
+        "image",
+        "created_at",
+        "status",
+    ] {
+        ensure!(
+            before[key] == after[key],
+            "`{key}` changed from {} to {}",
+            before[key],
+            after[key]
+        );
     }
     Ok(())
 }
 
 fn check_container(container: &bollard::models::ContainerInspectResponse, instance: &Value, token: &str) -> anyhow::Result<()> {
     let whole = serde_json::to_string(container)?;
-    ensure!(!whole.contains(token) && !whole.contains("sk-agent"), "a secret in docker inspect");
+    ensure!(
+        !whole.contains(token) && !whole.contains("sk-agent"),
+        "a secret in docker inspect"
+    );
     let host = serde_json::to_value(container.host_config.as_ref().context("no host config")?)?;
     let expected = json!({
         "Init": true, "ReadonlyRootfs": true, "CapDrop": ["ALL"], "PidsLimit": 512, "OomKillDisable": false,
@@ -161,29 +200,57 @@ fn check_container(container: &bollard::models::ContainerInspectResponse, instan
     });
     for (key, value) in expected.as_object().into_iter().flatten() {
         // Newer engines write an absent flag as null.
-        let given = if host[key].is_null() { &Value::Bool(false) } else { &host[key] };
-        let given = if key == "RestartPolicy" { &json!({"Name": given["Name"], "MaximumRetryCount": 0}) } else { given };
+        let given = if host[key].is_null() {
+            &Value::Bool(false)
+        } else {
+            &host[key]
+        };
+        let given = if key == "RestartPolicy" {
+            &json!({"Name": given["Name"], "MaximumRetryCount": 0})
+        } else {
+            given
+        };
         ensure!(given == value, "`{key}` is {given} instead of {value}");
     }
-    ensure!(host["SecurityOpt"].to_string().contains("no-new-privileges"), "{}", host["SecurityOpt"]);
+    ensure!(
+        host["SecurityOpt"].to_string().contains("no-new-privileges"),
+        "{}",
+        host["SecurityOpt"]
+    );
     ensure!(host["CapAdd"].as_array().is_none_or(Vec::is_empty), "{}", host["CapAdd"]);
     let published = host["PortBindings"].as_object().context("no ports")?;
     let ports: Vec<_> = published.keys().map(String::as_str).collect();
     ensure!(ports == ["2222/tcp"], "published: {ports:?}");
     let port = instance["ssh_port"].to_string();
     ensure!(published["2222/tcp"][0]["HostPort"] == port.as_str(), "{published:?}");
-    let networks = container.network_settings.as_ref().and_then(|settings| settings.networks.as_ref()).context("no networks")?;
+    let networks = container
+        .network_settings
+        .as_ref()
+        .and_then(|settings| settings.networks.as_ref())
+        .context("no networks")?;
     let names: Vec<_> = networks.keys().cloned().collect();
-    ensure!(names == [format!("cs-{}", text(instance, "instance_id")?)], "networks: {names:?}");
+    ensure!(
+        names == [format!("cs-{}", text(instance, "instance_id")?)],
+        "networks: {names:?}"
+    );
     Ok(())
 }
 
 fn check_inside(report: &Value, token: &str) -> anyhow::Result<()> {
     ensure!(report["uid"] == "1000\t1000\t1000\t1000", "{report}");
-    ensure!(report["capabilities"] == "0000000000000000" && report["no_new_privileges"] == "1", "{report}");
-    ensure!(report["root_writable"] == false && report["contract_writable"] == false, "{report}");
+    ensure!(
+        report["capabilities"] == "0000000000000000" && report["no_new_privileges"] == "1",
+        "{report}"
+    );
+    ensure!(
+        report["root_writable"] == false && report["contract_writable"] == false,
+        "{report}"
+    );
     ensure!(report["home_writable"] == true && report["tmp_writable"] == true, "{report}");
-    ensure!(report["environment"]["INSTANCE_TOKEN"] == token, "the token is not in the environment file");
+    ensure!(
+        report["environment"]["INSTANCE_TOKEN"] == token,
+        "the token is not in the environment file"
+    );
     Ok(())
 }
 
@@ -200,7 +267,9 @@ async fn purge_leaves_nothing(machine: &Machine) -> anyhow::Result<()> {
         }
         ensure!(cluster.client.instances().await?.is_empty());
         let gone = async || Ok(leftovers::find(cluster).await?.is_empty());
-        become_true("nothing is left", PATIENCE, gone).await.with_context(|| "leftovers")?;
+        become_true("nothing is left", PATIENCE, gone)
+            .await
+            .with_context(|| "leftovers")?;
         cluster.client.get("/instances/gone-1").await?.problem(404, "not_found")?;
         Ok(())
     })
@@ -211,16 +280,29 @@ async fn delete_keeps_the_volume(machine: &Machine) -> anyhow::Result<()> {
     Cluster::with(machine, async |cluster| {
         cluster.client.create(&stub("again")).await?;
         let old = cluster.client.instance("again").await?;
-        let volume = cluster.data(Who::NodeAgent).join("instances").join(text(&old, "instance_id")?);
+        let volume = cluster
+            .data(Who::NodeAgent)
+            .join("instances")
+            .join(text(&old, "instance_id")?);
         fs::write(volume.join("home/mine"), "kept")?;
         cluster.client.delete("again", false).await?;
-        ensure!(engine::containers(machine.dockerd.engine()).await?.is_empty(), "a container is left");
+        ensure!(
+            engine::containers(machine.dockerd.engine()).await?.is_empty(),
+            "a container is left"
+        );
         ensure!(fs::read_to_string(volume.join("home/mine"))? == "kept");
         // The name is free, and its new owner inherits nothing.
         cluster.client.create(&stub("again")).await?;
         let new = cluster.client.instance("again").await?;
-        ensure!(new["instance_id"] != old["instance_id"] && new["token"] != old["token"], "{new}");
-        let home = cluster.data(Who::NodeAgent).join("instances").join(text(&new, "instance_id")?).join("home");
+        ensure!(
+            new["instance_id"] != old["instance_id"] && new["token"] != old["token"],
+            "{new}"
+        );
+        let home = cluster
+            .data(Who::NodeAgent)
+            .join("instances")
+            .join(text(&new, "instance_id")?)
+            .join("home");
         ensure!(!home.join("mine").exists(), "the new instance has the old one's data");
         Ok(())
     })
@@ -237,7 +319,12 @@ async fn hang_up(machine: &Machine) -> anyhow::Result<()> {
             .await
         };
         has("running").await?;
-        drop(cluster.client.events("/instances/hasty/stop", &json!({"user_id": "x"})).await?);
+        drop(
+            cluster
+                .client
+                .events("/instances/hasty/stop", &json!({"user_id": "x"}))
+                .await?,
+        );
         has("stopped").await?;
         drop(cluster.client.events("/instances/hasty/start", &Value::Null).await?);
         has("running").await?;
@@ -245,7 +332,10 @@ async fn hang_up(machine: &Machine) -> anyhow::Result<()> {
         for _ in 0..5 {
             drop(cluster.client.events("/instances/hasty/stop", &Value::Null).await?);
             cluster.client.act("hasty", "start").await?;
-            ensure!(cluster.client.get("/gateway/hasty/healthz").await?.status.as_u16() == 200, "`ready` was said too early");
+            ensure!(
+                cluster.client.get("/gateway/hasty/healthz").await?.status.as_u16() == 200,
+                "`ready` was said too early"
+            );
         }
         Ok(())
     })
@@ -258,11 +348,18 @@ async fn slow_start(machine: &Machine) -> anyhow::Result<()> {
         let mut stream = cluster.client.events("/instances", &body).await?;
         let began = std::time::Instant::now();
         let created = stream.next().await?.context("no event")?;
-        ensure!(created.name == "created" && began.elapsed() < Duration::from_millis(500), "{created:?}");
+        ensure!(
+            created.name == "created" && began.elapsed() < Duration::from_millis(500),
+            "{created:?}"
+        );
         ensure!(cluster.client.status("slow").await?.as_deref() == Some("creating"));
         let rest = stream.rest().await?;
         ensure!(rest.last().is_some_and(|event| event.name == "ready"), "{rest:?}");
-        ensure!(began.elapsed() > Duration::from_millis(2000), "ready after {:?}", began.elapsed());
+        ensure!(
+            began.elapsed() > Duration::from_millis(2000),
+            "ready after {:?}",
+            began.elapsed()
+        );
         Ok(())
     })
     .await
@@ -270,9 +367,19 @@ async fn slow_start(machine: &Machine) -> anyhow::Result<()> {
 
 async fn ended(machine: &Machine) -> anyhow::Result<()> {
     Cluster::with(machine, async |cluster| {
-        cluster.client.create(&stub_with("phoenix", &[("STUB_CRASH_TIMES", "1")])).await?;
-        let id = cluster.client.instance("phoenix").await?["instance_id"].as_str().context("no id")?.to_owned();
-        let starts = cluster.data(Who::NodeAgent).join("instances").join(id).join("home/.stub/starts");
+        cluster
+            .client
+            .create(&stub_with("phoenix", &[("STUB_CRASH_TIMES", "1")]))
+            .await?;
+        let id = cluster.client.instance("phoenix").await?["instance_id"]
+            .as_str()
+            .context("no id")?
+            .to_owned();
+        let starts = cluster
+            .data(Who::NodeAgent)
+            .join("instances")
+            .join(id)
+            .join("home/.stub/starts");
         ensure!(fs::read_to_string(&starts)? == "2", "{} starts", fs::read_to_string(&starts)?);
 
         let body = stub_with("config", &[("STUB_CRASH_TIMES", "9"), ("STUB_EXIT_CODE", "78")]);
@@ -285,7 +392,11 @@ async fn ended(machine: &Machine) -> anyhow::Result<()> {
         })
         .await?;
         ensure!(text(&broken, "reason")?.contains("78"), "{broken}");
-        let home = cluster.data(Who::NodeAgent).join("instances").join(text(&broken, "instance_id")?).join("home");
+        let home = cluster
+            .data(Who::NodeAgent)
+            .join("instances")
+            .join(text(&broken, "instance_id")?)
+            .join("home");
         ensure!(fs::read_to_string(home.join(".stub/starts"))? == "1", "it was started again");
         Ok(())
     })
@@ -298,8 +409,15 @@ async fn memory_is_bounded(machine: &Machine) -> anyhow::Result<()> {
         // The stub dies while it answers; the node agent starts it again.
         drop(cluster.client.get("/gateway/hungry/eat?mb=1500").await);
         let id = text(&cluster.client.instance("hungry").await?, "instance_id")?.to_owned();
-        let starts = cluster.data(Who::NodeAgent).join("instances").join(id).join("home/.stub/starts");
-        become_true("it was killed and started again", PATIENCE, async || Ok(fs::read_to_string(&starts)? == "2")).await?;
+        let starts = cluster
+            .data(Who::NodeAgent)
+            .join("instances")
+            .join(id)
+            .join("home/.stub/starts");
+        become_true("it was killed and started again", PATIENCE, async || {
+            Ok(fs::read_to_string(&starts)? == "2")
+        })
+        .await?;
         become_true("it answers again", PATIENCE, async || {
             Ok(cluster.client.get("/gateway/hungry/healthz").await?.status.as_u16() == 200)
         })

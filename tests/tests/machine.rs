@@ -31,9 +31,16 @@ async fn counts(machine: &Machine) -> anyhow::Result<()> {
         // An ICMP answer to an earlier one is an error here; the packet leaves all the same.
         drop(socket.send_to(b"x", (METADATA, 9)).await);
     }
-    ensure!(tokio::net::TcpStream::connect((METADATA, 9)).await.is_err(), "nothing listens there");
+    ensure!(
+        tokio::net::TcpStream::connect((METADATA, 9)).await.is_err(),
+        "nothing listens there"
+    );
     ensure!(tokio::net::TcpStream::connect((PUBLIC, 443)).await.is_ok());
-    ensure!(to(9, "udp")? == udp + 1000, "{} of 1000 datagrams counted", to(9, "udp")? - udp);
+    ensure!(
+        to(9, "udp")? == udp + 1000,
+        "{} of 1000 datagrams counted",
+        to(9, "udp")? - udp
+    );
     ensure!(to(9, "tcp")? == tcp + 1, "{} of 1 SYN counted", to(9, "tcp")? - tcp);
     Ok(())
 }
@@ -52,8 +59,14 @@ async fn stub_answers(machine: &Machine) -> anyhow::Result<()> {
     let id = docker.create_container(None, body).await?.id;
     docker.start_container(&id, None).await?;
     let inspected = docker.inspect_container(&id, None).await?;
-    let networks = inspected.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
-    let address = networks.into_values().find_map(|network| network.ip_address).unwrap_or_default();
+    let networks = inspected
+        .network_settings
+        .and_then(|settings| settings.networks)
+        .unwrap_or_default();
+    let address = networks
+        .into_values()
+        .find_map(|network| network.ip_address)
+        .unwrap_or_default();
     let http = reqwest::Client::builder().no_proxy().build()?;
     let get = async |path: &str| -> anyhow::Result<Value> {
         Ok(http.get(format!("http://{address}:18789{path}")).send().await?.json().await?)
@@ -68,9 +81,15 @@ async fn stub_answers(machine: &Machine) -> anyhow::Result<()> {
         let resolved = get(&format!("/resolve?name=example.org&server=203.0.113.1:53&tcp={tcp}")).await?;
         ensure!(resolved["addresses"][0] == "203.0.113.1", "{resolved}");
     }
-    let arrived = machine.internet.witness().count(|seen| seen.destination == IpAddr::V4(METADATA) && seen.port == 7)?;
+    let arrived = machine
+        .internet
+        .witness()
+        .count(|seen| seen.destination == IpAddr::V4(METADATA) && seen.port == 7)?;
     let flooded = get("/flood").await?;
-    ensure!(arrived > 100 && flooded["sent"].as_u64() >= Some(arrived), "{flooded}, {arrived} arrived");
+    ensure!(
+        arrived > 100 && flooded["sent"].as_u64() >= Some(arrived),
+        "{flooded}, {arrived} arrived"
+    );
     engine::remove_container(docker, &id).await?;
     ensure!(command::run("ip -j link")?.contains("docker0"));
     Ok(())

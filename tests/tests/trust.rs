@@ -41,19 +41,32 @@ async fn foreign(machine: &Machine) -> anyhow::Result<()> {
             let identity = stranger.identity(name)?;
             let config = Arc::new(tls::client(&real, Some(identity))?);
             let node = node_name(cluster).await?;
-            for (address, server, path) in
-                [(agent_listener(), tls::COORDINATOR_NAME, "/v1/orders?revision=0"), (DATA_PLANE.to_owned(), &*node, "/v1/instances/x/logs")]
-            {
+            for (address, server, path) in [
+                (agent_listener(), tls::COORDINATOR_NAME, "/v1/orders?revision=0"),
+                (DATA_PLANE.to_owned(), &*node, "/v1/instances/x/logs"),
+            ] {
                 let answer = talk(&address, server, Arc::clone(&config), path).await;
                 ensure!(answer.is_err(), "{address} answered a foreign {name}: {answer:?}");
             }
         }
         // Without any certificate: nothing but enrolment, and not on the data plane.
         let bare = Arc::new(tls::client(&real, None)?);
-        let orders = talk(&agent_listener(), tls::COORDINATOR_NAME, Arc::clone(&bare), "/v1/orders?revision=0").await?;
-        ensure!(orders.starts_with("HTTP/1.1 401") || orders.starts_with("HTTP/1.1 403"), "{orders}");
+        let orders = talk(
+            &agent_listener(),
+            tls::COORDINATOR_NAME,
+            Arc::clone(&bare),
+            "/v1/orders?revision=0",
+        )
+        .await?;
+        ensure!(
+            orders.starts_with("HTTP/1.1 401") || orders.starts_with("HTTP/1.1 403"),
+            "{orders}"
+        );
         let node = node_name(cluster).await?;
-        ensure!(talk(DATA_PLANE, &node, bare, "/v1/instances/x/logs").await.is_err(), "the data plane serves strangers");
+        ensure!(
+            talk(DATA_PLANE, &node, bare, "/v1/instances/x/logs").await.is_err(),
+            "the data plane serves strangers"
+        );
         Ok(())
     })
     .await
@@ -71,11 +84,20 @@ async fn join_token(machine: &Machine) -> anyhow::Result<()> {
         let secret = JoinToken::decode(&token.clone().into())?.secret;
         // The agent of the cluster enrolled already: a second node takes the token.
         let enrol = async |secret: &str| cluster_enrol(cluster, secret).await;
-        ensure!(enrol(secret.expose()).await?.starts_with("HTTP/1.1 200"), "a fresh token was refused");
+        ensure!(
+            enrol(secret.expose()).await?.starts_with("HTTP/1.1 200"),
+            "a fresh token was refused"
+        );
         let again = enrol(secret.expose()).await?;
-        ensure!(again.starts_with("HTTP/1.1 401") || again.starts_with("HTTP/1.1 403"), "it worked twice: {again}");
+        ensure!(
+            again.starts_with("HTTP/1.1 401") || again.starts_with("HTTP/1.1 403"),
+            "it worked twice: {again}"
+        );
         let wrong = enrol("0000").await?;
-        ensure!(wrong.starts_with("HTTP/1.1 401") || wrong.starts_with("HTTP/1.1 403"), "{wrong}");
+        ensure!(
+            wrong.starts_with("HTTP/1.1 401") || wrong.starts_with("HTTP/1.1 403"),
+            "{wrong}"
+        );
         let log = fs::read_to_string(cluster.log(Who::Coordinator))?;
         ensure!(log.contains("join token"), "the refusal is not in the log");
         Ok(())
@@ -97,12 +119,21 @@ async fn own_orders(machine: &Machine) -> anyhow::Result<()> {
         // A second node, enrolled by hand, with a key of its own.
         let second = crabshack_tests::trust::Node::enrol(cluster).await?;
         let orders = second.get("/v1/orders?revision=0").await?;
-        ensure!(orders.starts_with("HTTP/1.1 200") || orders.starts_with("HTTP/1.1 204"), "{orders}");
-        ensure!(!orders.contains(&id) && !orders.contains("sk-agent"), "another node's orders: {orders}");
+        ensure!(
+            orders.starts_with("HTTP/1.1 200") || orders.starts_with("HTTP/1.1 204"),
+            "{orders}"
+        );
+        ensure!(
+            !orders.contains(&id) && !orders.contains("sk-agent"),
+            "another node's orders: {orders}"
+        );
         // It claims that the first node's instance is gone.
         let report = second.report(&id, "deleted").await?;
         ensure!(report.starts_with("HTTP/1.1 2"), "{report}");
-        ensure!(cluster.client.status("mine").await?.as_deref() == Some("running"), "a foreign report was believed");
+        ensure!(
+            cluster.client.status("mine").await?.as_deref() == Some("running"),
+            "a foreign report was believed"
+        );
         become_true("the foreign report is in the log", PATIENCE, async || {
             Ok(fs::read_to_string(cluster.log(Who::Coordinator))?.contains(&id))
         })
@@ -137,29 +168,36 @@ async fn restart_alone(machine: &Machine) -> anyhow::Result<()> {
 async fn renewal(machine: &Machine) -> anyhow::Result<()> {
     const LIFE: u64 = 9;
     let life = LIFE.to_string();
-    Cluster::with_settings(machine, &[(Who::Coordinator, "CRABSHACK_CERTIFICATE_SECONDS", &life)], async |cluster| {
-        cluster.client.create(&stub("renewed")).await?;
-        let works = async || Ok(cluster.client.get("/gateway/renewed/healthz").await?.status.is_success());
-        // Three lives: without renewal in time this would end.
-        crabshack_tests::must::stay_true("the gateway answers", Duration::from_secs(3 * LIFE), works).await?;
-        cluster.kill9(Who::NodeAgent).await?;
-        tokio::time::sleep(Duration::from_secs(LIFE + 1)).await;
-        cluster.start(Who::NodeAgent)?;
-        cluster.ready(Who::NodeAgent).await?;
-        let client = cluster.client.clone();
-        become_true("an expired node renewed itself", PATIENCE, async || {
-            Ok(client.get("/gateway/renewed/healthz").await?.status.is_success())
-        })
-        .await?;
-        // An expired certificate may do nothing but renew.
-        let second = crabshack_tests::trust::Node::enrol(cluster).await?;
-        tokio::time::sleep(Duration::from_secs(LIFE + 1)).await;
-        let refused = second.get("/v1/orders?revision=0").await?;
-        ensure!(refused.starts_with("HTTP/1.1 401") || refused.starts_with("HTTP/1.1 403"), "{refused}");
-        let renewed = second.renew().await?;
-        ensure!(renewed.starts_with("HTTP/1.1 200"), "{renewed}");
-        Ok(())
-    })
+    Cluster::with_settings(
+        machine,
+        &[(Who::Coordinator, "CRABSHACK_CERTIFICATE_SECONDS", &life)],
+        async |cluster| {
+            cluster.client.create(&stub("renewed")).await?;
+            let works = async || Ok(cluster.client.get("/gateway/renewed/healthz").await?.status.is_success());
+            // Three lives: without renewal in time this would end.
+            crabshack_tests::must::stay_true("the gateway answers", Duration::from_secs(3 * LIFE), works).await?;
+            cluster.kill9(Who::NodeAgent).await?;
+            tokio::time::sleep(Duration::from_secs(LIFE + 1)).await;
+            cluster.start(Who::NodeAgent)?;
+            cluster.ready(Who::NodeAgent).await?;
+            let client = cluster.client.clone();
+            become_true("an expired node renewed itself", PATIENCE, async || {
+                Ok(client.get("/gateway/renewed/healthz").await?.status.is_success())
+            })
+            .await?;
+            // An expired certificate may do nothing but renew.
+            let second = crabshack_tests::trust::Node::enrol(cluster).await?;
+            tokio::time::sleep(Duration::from_secs(LIFE + 1)).await;
+            let refused = second.get("/v1/orders?revision=0").await?;
+            ensure!(
+                refused.starts_with("HTTP/1.1 401") || refused.starts_with("HTTP/1.1 403"),
+                "{refused}"
+            );
+            let renewed = second.renew().await?;
+            ensure!(renewed.starts_with("HTTP/1.1 200"), "{renewed}");
+            Ok(())
+        },
+    )
     .await
 }
 
@@ -177,10 +215,17 @@ async fn configuration(machine: &Machine) -> anyhow::Result<()> {
     for (who, variable, value) in cases {
         let output = tokio::time::timeout(PATIENCE, cluster.command(who)?.env(variable, value).output()).await??;
         let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-        ensure!(output.status.code() == Some(64) && text.contains(variable), "{variable}={value}: {}: {text}", output.status);
+        ensure!(
+            output.status.code() == Some(64) && text.contains(variable),
+            "{variable}={value}: {}: {text}",
+            output.status
+        );
     }
     if Path::new(&cluster.data(Who::Coordinator)).exists() {
         bail!("a bad configuration made a data folder");
     }
-    eventually("nothing listens", PATIENCE, async || Ok(tokio::net::TcpStream::connect("127.0.0.1:7700").await.is_err().then_some(()))).await
+    eventually("nothing listens", PATIENCE, async || {
+        Ok(tokio::net::TcpStream::connect("127.0.0.1:7700").await.is_err().then_some(()))
+    })
+    .await
 }

@@ -44,7 +44,12 @@ impl FromRequestParts<Arc<App>> for Renewing {
 
 async fn admit(parts: &Parts, app: &Arc<App>, may_be_expired: bool) -> Result<NodeId, Problem> {
     let node = certified(parts.extensions.get::<Arc<TlsInfo>>(), SystemTime::now(), may_be_expired)?;
-    match app.store.reading().and_then(|reading| reading.node(&node)).map_err(internal)? {
+    match app
+        .store
+        .reading()
+        .and_then(|reading| reading.node(&node))
+        .map_err(internal)?
+    {
         Some(record) if record.revoked => Err(revoked(&node)),
         Some(_) => {
             app.registry.heard(&node);
@@ -80,7 +85,9 @@ fn certified(info: Option<&Arc<TlsInfo>>, now: SystemTime, may_be_expired: bool)
     };
     if identity.is_expired(now) && !may_be_expired {
         tracing::warn!(node.id = %node, "refused an expired certificate");
-        return Err(Problem::forbidden("the node's certificate has expired: it may only be renewed"));
+        return Err(Problem::forbidden(
+            "the node's certificate has expired: it may only be renewed",
+        ));
     }
     Ok(node.clone())
 }

@@ -45,7 +45,9 @@ impl Registry {
 
     /// Says that the orders of a node changed. Call it after the change is on disk.
     pub(crate) fn orders_changed(&self, node: &NodeId) {
-        self.entry(&mut self.lock(), node).revision.send_modify(|revision| *revision += 1);
+        self.entry(&mut self.lock(), node)
+            .revision
+            .send_modify(|revision| *revision += 1);
     }
 
     /// The revision of a node's orders, now and later. Read it before the orders.

@@ -72,7 +72,10 @@ async fn enrol__should_work_once_per_token() {
     let secret = join_secret(&test).await;
     let body = |request: &str| json!({"join_secret": secret.expose(), "request": request, "hostname": "machine"}).to_string();
     // A bad request does not use the token up.
-    assert_eq!(ask(&test, Method::POST, "/v1/enrol", None, body("nonsense")).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(
+        ask(&test, Method::POST, "/v1/enrol", None, body("nonsense")).await.0,
+        StatusCode::BAD_REQUEST
+    );
     let (status, answer) = ask(&test, Method::POST, "/v1/enrol", None, body(&request())).await;
     assert_eq!(status, StatusCode::OK);
     let answer: EnrolAnswer = serde_json::from_value(answer).unwrap();
@@ -88,10 +91,21 @@ async fn enrol__should_work_once_per_token() {
 #[tokio::test]
 async fn agents__should_need_a_nodes_certificate() {
     let test = TestApp::new();
-    for (method, path) in [(Method::GET, "/v1/orders"), (Method::POST, "/v1/report"), (Method::POST, "/v1/renew")] {
-        assert_eq!(ask(&test, method, path, None, String::new()).await.0, StatusCode::UNAUTHORIZED, "{path}");
+    for (method, path) in [
+        (Method::GET, "/v1/orders"),
+        (Method::POST, "/v1/report"),
+        (Method::POST, "/v1/renew"),
+    ] {
+        assert_eq!(
+            ask(&test, method, path, None, String::new()).await.0,
+            StatusCode::UNAUTHORIZED,
+            "{path}"
+        );
     }
-    assert_eq!(ask(&test, Method::GET, "/v1/none", None, String::new()).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(
+        ask(&test, Method::GET, "/v1/none", None, String::new()).await.0,
+        StatusCode::NOT_FOUND
+    );
 }
 
 #[tokio::test]
@@ -112,7 +126,12 @@ async fn expired_certificate__should_be_good_for_renewal_only() {
     let (status, answer) = ask(&test, Method::POST, "/v1/renew", Some(pem), renew).await;
     assert_eq!(status, StatusCode::OK);
     let renewed: RenewAnswer = serde_json::from_value(answer).unwrap();
-    assert_eq!(ask(&test, Method::GET, "/v1/orders", Some(&renewed.certificate), String::new()).await.0, StatusCode::OK);
+    assert_eq!(
+        ask(&test, Method::GET, "/v1/orders", Some(&renewed.certificate), String::new())
+            .await
+            .0,
+        StatusCode::OK
+    );
 }
 
 #[tokio::test]
@@ -120,7 +139,10 @@ async fn revoked_node__should_be_refused_everywhere() {
     let test = TestApp::new();
     let enrolled = enrol(&test).await;
     let pem = enrolled.certificate.as_str();
-    assert_eq!(ask(&test, Method::GET, "/v1/orders", Some(pem), String::new()).await.0, StatusCode::OK);
+    assert_eq!(
+        ask(&test, Method::GET, "/v1/orders", Some(pem), String::new()).await.0,
+        StatusCode::OK
+    );
     let path = format!("/nodes/{}", enrolled.node);
     assert_eq!(test.json(Method::DELETE, &path, "").await.0, StatusCode::NO_CONTENT);
     let renew = json!({"request": request()}).to_string();
@@ -129,7 +151,11 @@ async fn revoked_node__should_be_refused_everywhere() {
         (Method::POST, "/v1/report", report(Generation::default(), json!([]))),
         (Method::POST, "/v1/renew", renew),
     ] {
-        assert_eq!(ask(&test, method, route, Some(pem), body).await.0, StatusCode::FORBIDDEN, "{route}");
+        assert_eq!(
+            ask(&test, method, route, Some(pem), body).await.0,
+            StatusCode::FORBIDDEN,
+            "{route}"
+        );
     }
     assert_eq!(test.json(Method::GET, "/nodes", "").await.1, json!([]));
 }
@@ -143,7 +169,10 @@ async fn revoke__should_refuse_while_instances_are_there() {
     let path = format!("/nodes/{node}");
     let (status, problem) = test.json(Method::DELETE, &path, "").await;
     assert_eq!((status, &problem["code"]), (StatusCode::CONFLICT, &json!("conflict")));
-    assert_eq!(test.json(Method::DELETE, &format!("{path}?force=true"), "").await.0, StatusCode::NO_CONTENT);
+    assert_eq!(
+        test.json(Method::DELETE, &format!("{path}?force=true"), "").await.0,
+        StatusCode::NO_CONTENT
+    );
     let (_, nodes) = test.json(Method::GET, "/nodes", "").await;
     assert_eq!(nodes[0]["status"], "revoked");
     // What was on it can be let go of without its word.
@@ -209,8 +238,16 @@ async fn unknown_node__should_be_taken_in_and_nothing_ordered_of_it() {
     let stranger = InstanceId::random();
     let seen = Generation { epoch: 3, counter: 9 };
     let body = report(seen, json!([{"id": stranger, "generation": seen, "phase": "ready"}]));
-    assert_eq!(ask(&old, Method::POST, "/v1/report", Some(&certificate), body.clone()).await.0, StatusCode::NO_CONTENT);
-    assert_eq!(ask(&old, Method::POST, "/v1/report", Some(&certificate), body).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(
+        ask(&old, Method::POST, "/v1/report", Some(&certificate), body.clone())
+            .await
+            .0,
+        StatusCode::NO_CONTENT
+    );
+    assert_eq!(
+        ask(&old, Method::POST, "/v1/report", Some(&certificate), body).await.0,
+        StatusCode::NO_CONTENT
+    );
 
     let (_, nodes) = old.json(Method::GET, "/nodes", "").await;
     assert_eq!(nodes[0]["id"], node.as_str());

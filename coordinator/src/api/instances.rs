@@ -101,7 +101,9 @@ pub(crate) async fn stop(State(app): State<Arc<App>>, Named(name): Named, body: 
 pub(crate) async fn restart(State(app): State<Arc<App>>, Named(name): Named, body: Body) -> Result<Response, Problem> {
     let request: RestartInstance = extract::optional(body).await?.unwrap_or_default();
     if let Some(image) = request.image {
-        let found = view::find(&app, &name).map_err(internal)?.ok_or_else(|| no_such_instance(&name))?;
+        let found = view::find(&app, &name)
+            .map_err(internal)?
+            .ok_or_else(|| no_such_instance(&name))?;
         if image.0 != found.record.spec.image.to_string() {
             return Err(Problem::invalid(format!(
                 "restart with another image is not supported: leave `image` out, or give the present one, `{}`",
@@ -149,7 +151,9 @@ pub(crate) async fn logs(
         Ok(logs) => Ok(Json(InstanceLogs { name, logs })),
         Err(error) => {
             tracing::warn!(instance.name = %name, node.id = %node.id, "logs cannot be fetched: {}", Chain(&error));
-            Err(Problem::unreachable("the logs cannot be fetched from the instance's node: try again"))
+            Err(Problem::unreachable(
+                "the logs cannot be fetched from the instance's node: try again",
+            ))
         }
     }
 }

@@ -98,7 +98,10 @@ pub(crate) async fn revoke(
         .write(move |writing| {
             let mut record = writing.node(&node)?.filter(|node| !node.revoked).ok_or(NotRevoked::Unknown)?;
             let instances = writing.instances()?;
-            let occupied = instances.iter().filter(|instance| instance.assignment.as_ref() == Some(&node)).count();
+            let occupied = instances
+                .iter()
+                .filter(|instance| instance.assignment.as_ref() == Some(&node))
+                .count();
             if occupied > 0 && !parameters.force {
                 return Err(NotRevoked::Occupied(occupied));
             }

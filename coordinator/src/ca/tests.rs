@@ -64,7 +64,10 @@ fn ca__should_refuse_a_damaged_request() {
     tls::install_provider();
     let folder = tempfile::tempdir().unwrap();
     let ca = Ca::load_or_create(folder.path(), LIFE).unwrap();
-    for text in ["", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"] {
+    for text in [
+        "",
+        "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n",
+    ] {
         assert!(matches!(ca.issue_node(&NodeId::random(), text), Err(CaError::Request(_))));
     }
 }

@@ -18,9 +18,7 @@ pub(crate) fn least_reserved(candidates: &[Candidate], need: Need, overcommit: f
         .filter(|(_, candidate)| has_room(candidate, need, overcommit))
         .min_by(|(_, left), (_, right)| {
             let share = |candidate: &Candidate| candidate.reserved as f64 / candidate.memory.max(1) as f64;
-            share(left)
-                .total_cmp(&share(right))
-                .then_with(|| left.node.cmp(&right.node))
+            share(left).total_cmp(&share(right)).then_with(|| left.node.cmp(&right.node))
         })
         .map(|(index, _)| *index)
         .ok_or(NoRoom::Memory(need.memory))

@@ -56,7 +56,12 @@ pub(crate) fn plan(
     actions.extend(
         placement::seat_waiting(placement, &mut candidates, records)
             .into_iter()
-            .filter_map(|(instance, seat)| Some(Action::Place { instance, node: seat.ok()? })),
+            .filter_map(|(instance, seat)| {
+                Some(Action::Place {
+                    instance,
+                    node: seat.ok()?,
+                })
+            }),
     );
     actions
 }
@@ -190,14 +195,16 @@ mod tests {
         let kept = record(Desired::Deleted { purge: false }, Some(NODE));
         let never_placed = record(Desired::Deleted { purge: false }, None);
         let records = [running.clone(), purged.clone(), kept.clone(), never_placed.clone()];
-        let forget_never_placed = Action::Forget { instance: never_placed.id };
+        let forget_never_placed = Action::Forget {
+            instance: never_placed.id,
+        };
         let with = |seen: HashMap<_, _>, revoked| plan(&records, &seen, &[node(revoked)], Vec::new(), &EMBEDDED);
 
         // Nothing was said, or something about an earlier wish: only what never had a node goes.
-        assert_eq!(with(HashMap::new(), false), [forget_never_placed.clone()]);
+        assert_eq!(with(HashMap::new(), false), std::slice::from_ref(&forget_never_placed));
         let mut old = observation(&purged, Phase::Deleted, true);
         old.report.generation = None;
-        assert_eq!(with(HashMap::from([(purged.id, old)]), false), [forget_never_placed.clone()]);
+        assert_eq!(with(HashMap::from([(purged.id, old)]), false), std::slice::from_ref(&forget_never_placed));
 
         let seen = records
             .iter()

@@ -158,12 +158,7 @@ impl Writing {
     }
 
     /// Asks for the end of an instance: its name is free from now on.
-    pub(crate) fn delete_instance(
-        &self,
-        record: &mut InstanceRecord,
-        purge: bool,
-        now: DateTime<Utc>,
-    ) -> Result<(), StoreError> {
+    pub(crate) fn delete_instance(&self, record: &mut InstanceRecord, purge: bool, now: DateTime<Utc>) -> Result<(), StoreError> {
         record.desired = Desired::Deleted { purge };
         record.deleted_at = Some(now);
         record.generation = self.next_generation()?;

@@ -1,7 +1,5 @@
 //! Join tokens: short-lived, for one node each. Only their SHA-256 is kept; they are 256 random bits.
 
-use std::fmt::Write as _;
-
 use chrono::{DateTime, Utc};
 use crabshack_shared::secret::Secret;
 use serde::{Deserialize, Serialize};
@@ -28,7 +26,12 @@ struct JoinTokenRecord {
 
 impl Writing {
     /// Writes down a new token, and forgets those whose time is over.
-    pub(crate) fn put_join_token(&self, secret: &Secret, expires_at: DateTime<Utc>, now: DateTime<Utc>) -> Result<(), StoreError> {
+    pub(crate) fn put_join_token(
+        &self,
+        secret: &Secret,
+        expires_at: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
         let mut over = Vec::new();
         self.0.each(tables::JOIN_TOKENS, |key, bytes| {
             let record: JoinTokenRecord = tables::decode(tables::JOIN_TOKENS, key, bytes)?;
@@ -58,10 +61,6 @@ impl Writing {
 }
 
 fn digest(secret: &Secret) -> String {
-    let mut text = String::with_capacity(64);
-    for byte in Sha256::digest(secret.expose().as_bytes()) {
-        // Writing to a String cannot fail.
-        let _: std::fmt::Result = write!(text, "{byte:02x}");
-    }
-    text
+    let digest = Sha256::digest(secret.expose().as_bytes());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -43,9 +43,7 @@ fn new_instance(store: &Store, name: Option<&str>) -> NewInstance {
 
 fn create(store: &Store, name: Option<&str>) -> Result<InstanceRecord, NoPlace> {
     let new = new_instance(store, name);
-    store
-        .write_now(|writing| writing.create_instance(new, Utc::now()))
-        .unwrap()
+    store.write_now(|writing| writing.create_instance(new, Utc::now())).unwrap()
 }
 
 #[test]
@@ -60,7 +58,10 @@ fn store__should_keep_names_unique_among_the_living() {
     assert_ne!(first.id, second.id);
     let reading = store.reading().unwrap();
     assert_eq!(reading.instance_named(&first.name).unwrap().unwrap().id, second.id);
-    assert_eq!(reading.instance(first.id).unwrap().unwrap().desired, Desired::Deleted { purge: false });
+    assert_eq!(
+        reading.instance(first.id).unwrap().unwrap().desired,
+        Desired::Deleted { purge: false }
+    );
     assert!(first.generation < second.generation);
 }
 
@@ -110,7 +111,11 @@ fn store__should_use_a_join_token_once() {
             writing.put_join_token(&late, now + TimeDelta::seconds(1), now)
         })
         .unwrap();
-    let spend = |secret: &Secret| store.write_now(|writing| writing.use_join_token(secret, now + TimeDelta::minutes(1))).unwrap();
+    let spend = |secret: &Secret| {
+        store
+            .write_now(|writing| writing.use_join_token(secret, now + TimeDelta::minutes(1)))
+            .unwrap()
+    };
     assert_eq!(spend(&late), Err(TokenRefused::Expired));
     assert_eq!(spend(&good), Ok(()));
     assert_eq!(spend(&good), Err(TokenRefused::Unknown));
@@ -131,7 +136,10 @@ fn store__should_refuse_a_newer_schema_and_keep_everything_over_a_restart() {
     store.write_now(|writing| writing.pretend_newer()).unwrap();
     drop(store);
 
-    assert!(matches!(Store::open(folder.path()), Err(StoreError::Newer { found: 2, known: 1 })));
+    assert!(matches!(
+        Store::open(folder.path()),
+        Err(StoreError::Newer { found: 2, known: 1 })
+    ));
 }
 
 #[test]

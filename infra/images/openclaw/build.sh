@@ -5,6 +5,7 @@
 #   build.sh --docker-host URL      the same for another Docker engine (unix://...)
 #   build.sh --tar-only             builds only the root filesystem's tar and prints its path
 #   build.sh --print-name           prints the image's name
+#   build.sh --print-changes        prints the image's settings, one `docker import --change` a line
 #
 # The image carries a label with the hash of its recipe (this folder): when it is there, nothing is done.
 # The tar is kept in ${CRABSHACK_CACHE_DIR:-/var/cache/crabshack}/images, so another engine gets it in seconds.
@@ -20,10 +21,11 @@ CACHE_DIR="${CRABSHACK_CACHE_DIR:-/var/cache/crabshack}/images"
 HASH_LABEL=crabshack.image.recipe
 
 main() {
-  local mode=import hash tar
+  local mode=import hash tar arguments=("$@")
   while (($# > 0)); do
     case "$1" in
       --print-name) image_name && return ;;
+      --print-changes) image_changes "$(recipe_hash)" && return ;;
       --tar-only) mode=tar ;;
       --docker-host)
         export DOCKER_HOST="${2:?--docker-host needs a URL}"
@@ -33,7 +35,7 @@ main() {
     esac
     shift
   done
-  become_root "$0" "$@"
+  become_root "$0" "${arguments[@]}"
   hash="$(recipe_hash)"
   tar="$CACHE_DIR/openclaw-$hash.tar"
   if [[ "$mode" == import ]] && image_is_current "$hash"; then
@@ -196,18 +198,28 @@ complete_openclaw() {
     fail "OpenClaw's postinstall left its work undone" "see $CACHE_DIR/postinstall.log"
 }
 
+image_changes() {
+  cat <<END
+USER 1000:1000
+WORKDIR /home/agent
+ENTRYPOINT ["/usr/local/bin/crabshack-entrypoint"]
+EXPOSE 18789 2222
+ENV HOME=/home/agent
+ENV LANG=C.UTF-8
+ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin:/home/agent/.local/bin
+ENV NODE_ENV=production
+ENV NPM_CONFIG_PREFIX=/home/agent/.local
+ENV OPENCLAW_DISABLE_BONJOUR=1
+ENV OPENCLAW_NO_RESPAWN=1
+LABEL $HASH_LABEL=$1
+END
+}
+
 import_image() {
-  local tar="$1" hash="$2" changes=() change
-  for change in \
-    'USER 1000:1000' 'WORKDIR /home/agent' 'ENTRYPOINT ["/usr/local/bin/crabshack-entrypoint"]' \
-    'ENV HOME=/home/agent' 'ENV LANG=C.UTF-8' 'EXPOSE 18789 2222' \
-    'ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin:/home/agent/.local/bin' \
-    'ENV NPM_CONFIG_PREFIX=/home/agent/.local' 'ENV NODE_ENV=production' \
-    'ENV OPENCLAW_DISABLE_BONJOUR=1' 'ENV OPENCLAW_NO_RESPAWN=1' "LABEL $HASH_LABEL=$hash"; do
-    changes+=(--change "$change")
-  done
+  local tar="$1" hash="$2" change changes=()
+  while IFS= read -r change; do changes+=(--change "$change"); done < <(image_changes "$hash")
   step "Importing image $(image_name) into Docker"
-  docker import "${changes[@]}" "$tar" "$(image_name)" >&2
+  docker import "${changes[@]}" "$tar" "$(image_name)" >/dev/null
 }
 
 main "$@"

@@ -8,7 +8,7 @@ FIRST_STORAGE=10g
 
 # Where everything lies and listens.
 local_layout() {
-  DATA_DIR="${CRABSHACK_LOCAL_DIR:-/var/lib/crabshack}"
+  DATA_DIR="$(readlink -m "${CRABSHACK_LOCAL_DIR:-/var/lib/crabshack}")"
   SECRET_FILE="$DATA_DIR/admin-secret"
   JOIN_TOKEN_FILE="$DATA_DIR/join-token"
   COORDINATOR="$DATA_DIR/bin/crabshack"
@@ -18,6 +18,7 @@ local_layout() {
   API_PORT="${CRABSHACK_PORT:-7700}"
   UI_PORT="${CRABSHACK_UI_PORT:-3000}"
   HEALTH_ADDRESS="${CRABSHACK_HEALTH_LISTEN:-127.0.0.1:7703}"
+  # shellcheck disable=SC2034
   POOL="${CRABSHACK_POOL:-10.201.0.0/16}"
   API_URL="http://127.0.0.1:$API_PORT"
 }
@@ -81,11 +82,9 @@ start_coordinator() {
   step "Coordinator"
   CRABSHACK_ADMIN_SECRET_FILE="$SECRET_FILE" CRABSHACK_DATA_DIR="$DATA_DIR/coordinator" \
     keep_running "$COORDINATOR_PID" "$DATA_DIR/log/coordinator.log" "$COORDINATOR" serve
-  wait_until 30 curl -sf --max-time 2 "$API_URL/health" ||
-    fail "the coordinator does not answer at $API_URL" "its log: $DATA_DIR/log/coordinator.log" \
-      "if another program has the port, set CRABSHACK_PORT or CRABSHACK_UI_PORT"
-  running_pid "$COORDINATOR_PID" "$COORDINATOR" >/dev/null ||
-    fail "the coordinator ended: $(last_line "$DATA_DIR/log/coordinator.log")" "another program answers at $API_URL: stop it, or set CRABSHACK_PORT"
+  await_process "$COORDINATOR_PID" "$COORDINATOR" 30 curl -sf --max-time 2 "$API_URL/health" ||
+    fail "the coordinator does not answer at $API_URL: $(last_line "$DATA_DIR/log/coordinator.log")" \
+      "its log: $DATA_DIR/log/coordinator.log" "if another program has a port, set CRABSHACK_PORT or CRABSHACK_UI_PORT"
   api_setup "$API_URL" "$SECRET_FILE"
 }
 
@@ -99,7 +98,7 @@ start_node_agent() {
   CRABSHACK_AGENT_DATA_DIR="$data" CRABSHACK_DOCKER_SOCKET="unix://$(engine_socket)" \
     CRABSHACK_COORDINATOR="${CRABSHACK_AGENT_LISTEN:-127.0.0.1:7701}" \
     keep_running "$NODE_AGENT_PID" "$DATA_DIR/log/node-agent.log" "$NODE_AGENT" "${join[@]}"
-  wait_until 60 curl -sf --max-time 2 "http://$HEALTH_ADDRESS/ready" ||
+  await_process "$NODE_AGENT_PID" "$NODE_AGENT" 60 curl -sf --max-time 2 "http://$HEALTH_ADDRESS/ready" ||
     fail "the node agent is not ready: $(last_line "$DATA_DIR/log/node-agent.log")" "its log: $DATA_DIR/log/node-agent.log"
   wait_until 30 node_is_connected ||
     fail "the node agent does not reach the coordinator" "its log: $DATA_DIR/log/node-agent.log"

@@ -27,6 +27,8 @@ run_logged() {
   mkdir -p "$(dirname "$log")"
   "$@" >"$log" 2>&1 </dev/null &
   pid=$!
+  # The shell makes background commands deaf for Ctrl-C.
+  trap 'kill "$pid" 2>/dev/null; exit 130' INT TERM
   while kill -0 "$pid" 2>/dev/null; do
     sleep 0.2
     if ((SECONDS - began >= next)); then
@@ -35,6 +37,7 @@ run_logged() {
     fi
   done
   wait "$pid" || code=$?
+  trap - INT TERM
   if ((code != 0)); then
     tail -n 25 "$log" | sed 's/^/    | /' >&2
     fail "$label failed with exit code $code" "the whole log: $log"

@@ -2,10 +2,12 @@
 # Packages of the distribution. A line is `command:package`; what has no command of its own is
 # `+package` and asked for by name.
 
+# shellcheck disable=SC2034
 RUN_PACKAGES=(
   cc:gcc +libc6-dev curl:curl +ca-certificates jq:jq nft:nftables conntrack:conntrack iptables:iptables
   restic:restic ip:iproute2 ssh:openssh-client dockerd:docker.io docker:docker-cli
 )
+# shellcheck disable=SC2034
 IMAGE_PACKAGES=(debootstrap:debootstrap +debian-archive-keyring npm:npm)
 
 # package_missing LINE: true when what the line names is not on this machine.

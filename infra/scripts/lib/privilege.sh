@@ -24,11 +24,29 @@ invoking_user() { printf '%s' "${SUDO_USER:-$(id -un)}"; }
 # Home folder of the invoking user.
 invoking_home() { getent passwd "$(invoking_user)" | cut -d: -f6; }
 
+# True when a person called us through sudo.
+called_by_sudo() { [[ -n "${SUDO_USER:-}" && "$SUDO_USER" != root ]]; }
+
 # as_invoking_user COMMAND...: builds belong to the person, not to root.
 as_invoking_user() {
-  if [[ -n "${SUDO_USER:-}" && "$SUDO_USER" != root ]]; then
-    sudo -u "$SUDO_USER" -H --preserve-env="PATH,CI,CARGO_TARGET_DIR" -- "$@"
+  if called_by_sudo; then
+    # sudo would put its own PATH back.
+    sudo -u "$SUDO_USER" -H -- env PATH="$PATH" "$@"
   else
     "$@"
   fi
+}
+
+# root_with_users_rust COMMAND...: runs as root, with the toolchain of the invoking user.
+root_with_users_rust() {
+  if called_by_sudo; then
+    CARGO_HOME="$(invoking_home)/.cargo" RUSTUP_HOME="$(invoking_home)/.rustup" "$@"
+  else
+    "$@"
+  fi
+}
+
+# Gives what root built back to the person.
+return_target() {
+  ! called_by_sudo || [[ ! -d "$REPOSITORY_DIR/target" ]] || chown -R --from=root "$SUDO_USER" "$REPOSITORY_DIR/target"
 }

@@ -20,7 +20,8 @@ runs_replaced_program() { [[ "$(readlink "/proc/$(cat "$1")/exe" 2>/dev/null)" =
 start_process() {
   local pid_file="$1" log="$2"
   shift 2
-  # `exec` keeps the pid that setsid's child writes down; descriptors of ours are not passed on.
+  # `exec` keeps the pid that setsid's child writes down; our lock (descriptor 9) is not passed on.
+  # shellcheck disable=SC2016
   setsid --fork bash -c 'echo $$ >"$0"; exec "$@"' "$pid_file" "$@" >>"$log" 2>&1 </dev/null 9>&-
   wait_until 5 running_pid "$pid_file" "$(readlink -f "$1")" ||
     fail "$(basename "$1") ended at once: $(last_line "$log")" "its log: $log"
@@ -40,3 +41,13 @@ stop_process() {
 }
 
 process_gone() { ! running_pid "$1" "$2" >/dev/null; }
+
+# await_process PIDFILE PROGRAM SECONDS COMMAND...: waits until the command succeeds; fails early when the process ended.
+await_process() {
+  local pid_file="$1" program="$2" deadline=$((SECONDS + $3))
+  shift 3
+  until "$@" >/dev/null 2>&1; do
+    running_pid "$pid_file" "$program" >/dev/null && ((SECONDS < deadline)) || return 1
+    sleep 0.2
+  done
+}

@@ -117,10 +117,12 @@ pub(super) async fn run(tool: Tool, arguments: &[&str], input: Option<&str>) -> 
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A log line is one line.
+/// A log line is one line; nft says the same once for every command of a transaction.
 fn one_line(message: &str) -> String {
     let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
-    lines.collect::<Vec<_>>().join("; ")
+    let mut lines: Vec<&str> = lines.collect();
+    lines.dedup();
+    lines.join("; ")
 }
 
 #[cfg(test)]
@@ -130,7 +132,7 @@ mod tests {
     #[test]
     fn message__should_fit_into_a_log_line() {
         assert_eq!(
-            one_line("Error: No such file\nlist table\n\n           ^\n"),
+            one_line("Error: No such file\nError: No such file\nlist table\n\n           ^\n"),
             "Error: No such file; list table; ^"
         );
     }

@@ -24,18 +24,19 @@ pub(crate) struct Unreadable(#[from] serde_json::Error);
 /// Our table as it is.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Table {
-    /// What it was made from, if the rule that says so is there.
+    /// Of rules; one of them says what the table was made from.
     comments: BTreeSet<String>,
     rules: BTreeMap<String, usize>,
     sets: BTreeMap<String, Vec<Element>>,
     counters: BTreeMap<String, Count>,
 }
 
-/// One element of a set or map: the value of a mapping is left out.
+/// One element of a set or map.
 #[derive(Debug, Clone, PartialEq)]
 struct Element {
     /// As nft printed it, value included, so that it can be deleted.
     printed: Value,
+    /// Of the key.
     parts: Vec<Value>,
     count: Count,
 }

@@ -13,9 +13,18 @@ use crabshack_tests::{
 
 /// Name and subject of every measurement.
 const NAMES: [(&str, &str); 5] = [
-    ("create", "create to ready against the raw Engine API, and memory with 12 instances"),
-    ("gateway", "the Control UI's handshake and live streams through the host route (needs the OpenClaw image; 10 minutes)"),
-    ("storm", "100 instances created, stopped, started and deleted while both processes are killed"),
+    (
+        "create",
+        "create to ready against the raw Engine API, and memory with 12 instances",
+    ),
+    (
+        "gateway",
+        "the Control UI's handshake and live streams through the host route (needs the OpenClaw image; 10 minutes)",
+    ),
+    (
+        "storm",
+        "100 instances created, stopped, started and deleted while both processes are killed",
+    ),
     ("crash", "every action killed before and after, and run twice"),
     ("egress-first", "what escapes from the first packet on"),
 ];
@@ -43,10 +52,16 @@ fn run() -> anyhow::Result<String> {
     }
     isolation::enter(|| {
         suite::build()?;
-        if name == "gateway" { crabshack_tests::image::build_openclaw().map(drop) } else { Ok(()) }
+        if name == "gateway" {
+            crabshack_tests::image::build_openclaw().map(drop)
+        } else {
+            Ok(())
+        }
     })?;
     crabshack_shared::tls::install_provider();
-    let figures = suite::runtime()?.block_on(take(&name)).with_context(|| format!("`{name}` could not be measured"))?;
+    let figures = suite::runtime()?
+        .block_on(take(&name))
+        .with_context(|| format!("`{name}` could not be measured"))?;
     Ok(figures.render(&name))
 }
 

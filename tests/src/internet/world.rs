@@ -21,7 +21,10 @@ const PORTS: [u16; 6] = [22, 25, 80, 443, 5432, 8080];
 
 /// Never returns while the parent lives.
 pub(crate) fn run() -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve())
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve())
 }
 
 async fn serve() -> anyhow::Result<()> {
@@ -58,7 +61,9 @@ fn addresses() -> anyhow::Result<()> {
     for address in ipv4() {
         batch.push_str(&format!("address add {address}/32 dev lo\n"));
     }
-    batch.push_str(&format!("address add {PUBLIC6}/128 dev lo nodad\nroute add default via 2001:db8:1::2\n"));
+    batch.push_str(&format!(
+        "address add {PUBLIC6}/128 dev lo nodad\nroute add default via 2001:db8:1::2\n"
+    ));
     command::run_with_input("ip -batch -", &batch).map(drop)
 }
 
@@ -103,7 +108,9 @@ async fn answer_stream(mut connection: TcpStream) -> io::Result<()> {
         connection.read_exact(&mut query).await?;
         let answer = answer(&query).unwrap_or_default();
         let length = u16::try_from(answer.len()).unwrap_or_default();
-        connection.write_all(&[&length.to_be_bytes(), answer.as_slice()].concat()).await?;
+        connection
+            .write_all(&[&length.to_be_bytes(), answer.as_slice()].concat())
+            .await?;
     }
 }
 

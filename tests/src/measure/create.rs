@@ -136,7 +136,13 @@ impl Model {
         let mut body: ContainerCreateBody = serde_json::from_value(config)?;
         let mut host = self.container.host_config.clone().context("no host config")?;
         host.network_mode = Some(RAW_NAME.to_owned());
-        for bindings in host.port_bindings.iter_mut().flat_map(|bindings| bindings.values_mut()).flatten().flatten() {
+        for bindings in host
+            .port_bindings
+            .iter_mut()
+            .flat_map(|bindings| bindings.values_mut())
+            .flatten()
+            .flatten()
+        {
             bindings.host_port = Some(RAW_SSH_PORT.to_owned());
         }
         for mount in host.mounts.iter_mut().flatten() {
@@ -145,7 +151,11 @@ impl Model {
         }
         for bind in host.binds.iter_mut().flatten() {
             let (_, target) = bind.split_once(':').context("an odd bind")?;
-            let source = if target.ends_with(":ro") || target.contains("ro,") { "etc" } else { "home" };
+            let source = if target.ends_with(":ro") || target.contains("ro,") {
+                "etc"
+            } else {
+                "home"
+            };
             *bind = format!("{}:{target}", self.files.path().join(source).display());
         }
         body.host_config = Some(host);

@@ -33,7 +33,10 @@ pub async fn figures(machine: &Machine, starts: usize) -> anyhow::Result<Figures
         let targets = forbidden(neighbour)?;
         let before = escaped(machine, &targets)?;
         let text: Vec<_> = targets.iter().map(ToString::to_string).collect();
-        let flood = [("STUB_FLOOD", text.join(",")), ("STUB_FLOOD_MS", FLOOD_MILLISECONDS.to_owned())];
+        let flood = [
+            ("STUB_FLOOD", text.join(",")),
+            ("STUB_FLOOD_MS", FLOOD_MILLISECONDS.to_owned()),
+        ];
         let flood = flood.each_ref().map(|(key, value)| (*key, value.as_str()));
         cluster.client.create(&stub_with("flooder", &flood)).await?;
         let mut attempts = flooded(cluster).await?;
@@ -46,8 +49,14 @@ pub async fn figures(machine: &Machine, starts: usize) -> anyhow::Result<Figures
         figures.add("attempted_packets", attempts);
         figures.add("escaped_packets", escaped(machine, &targets)? - before);
         figures.add("allowed_works", allowed_works(cluster).await.inspect_err(show).is_ok());
-        figures.add("forbidden_closed", forbidden_closed(cluster, neighbour).await.inspect_err(show).is_ok());
-        figures.add("unprivileged_refused", unprivileged_refused(neighbour).inspect_err(show).is_ok());
+        figures.add(
+            "forbidden_closed",
+            forbidden_closed(cluster, neighbour).await.inspect_err(show).is_ok(),
+        );
+        figures.add(
+            "unprivileged_refused",
+            unprivileged_refused(neighbour).inspect_err(show).is_ok(),
+        );
         figures.add("late_rule_packets", late_rule(machine, &flood, &targets).await?);
         Ok(())
     })
@@ -57,14 +66,31 @@ pub async fn figures(machine: &Machine, starts: usize) -> anyhow::Result<Figures
 
 fn show(error: &anyhow::Error) {
     // There is nowhere to complain to if standard error is closed.
-    drop(std::io::Write::write_all(&mut std::io::stderr(), format!("{error:#}\n").as_bytes()));
+    drop(std::io::Write::write_all(
+        &mut std::io::stderr(),
+        format!("{error:#}\n").as_bytes(),
+    ));
 }
 
 /// Everything that must not be reached.
 fn forbidden(neighbour: Ipv4Addr) -> anyhow::Result<Vec<SocketAddr>> {
-    let mut targets = vec![(METADATA, 80), (METADATA, 53), (PUBLIC, 25), (PUBLIC, 22), (PUBLIC, 53), (PUBLIC, 8080)];
+    let mut targets = vec![
+        (METADATA, 80),
+        (METADATA, 53),
+        (PUBLIC, 25),
+        (PUBLIC, 22),
+        (PUBLIC, 53),
+        (PUBLIC, 8080),
+    ];
     targets.extend(PRIVATE.map(|address| (address, 443)));
-    targets.extend([(NODE, 22), (NODE, 80), (NODE, 443), (SERVICE, 22), (SERVICE, 443), (SERVICE, 7703)]);
+    targets.extend([
+        (NODE, 22),
+        (NODE, 80),
+        (NODE, 443),
+        (SERVICE, 22),
+        (SERVICE, 443),
+        (SERVICE, 7703),
+    ]);
     targets.extend([(neighbour, 18789), (neighbour, 2222), (neighbour, 80)]);
     let mut targets: Vec<SocketAddr> = targets.into_iter().map(SocketAddr::from).collect();
     let public6: IpAddr = PUBLIC6.parse()?;
@@ -184,7 +210,10 @@ async fn allowed_works(cluster: &Cluster<'_>) -> anyhow::Result<()> {
         let resolved = inside(cluster, &format!("resolve?name=example.org&tcp={tcp}")).await?;
         ensure!(resolved["addresses"][0] == PUBLIC.to_string(), "tcp={tcp}: {resolved}");
         let direct = inside(cluster, &format!("resolve?name=example.org&tcp={tcp}&server={SERVICE}:53")).await?;
-        ensure!(direct["addresses"][0] == PUBLIC.to_string(), "tcp={tcp}, service address: {direct}");
+        ensure!(
+            direct["addresses"][0] == PUBLIC.to_string(),
+            "tcp={tcp}, service address: {direct}"
+        );
     }
     Ok(())
 }
@@ -210,9 +239,23 @@ fn unprivileged_refused(instance: Ipv4Addr) -> anyhow::Result<()> {
     let connect = |user: &str| {
         let script = format!("exec 3<>/dev/tcp/{instance}/18789");
         let mut command = std::process::Command::new("setpriv");
-        command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups", "timeout", "3", "bash", "-c", &script]);
+        command.args([
+            &format!("--reuid={user}"),
+            &format!("--regid={user}"),
+            "--clear-groups",
+            "timeout",
+            "3",
+            "bash",
+            "-c",
+            &script,
+        ]);
         command.stderr(std::process::Stdio::null());
-        Ok::<_, anyhow::Error>(command.status().context("setpriv (package util-linux) cannot be run")?.success())
+        Ok::<_, anyhow::Error>(
+            command
+                .status()
+                .context("setpriv (package util-linux) cannot be run")?
+                .success(),
+        )
     };
     ensure!(connect("0")?, "root cannot connect, so this test shows nothing");
     ensure!(!connect("65534")?, "an unprivileged user connected to the instance");

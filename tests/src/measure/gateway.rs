@@ -7,14 +7,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::Figures;
-use crate::{
-    client::stub,
-    cluster::Cluster,
-    gateway::Browser,
-    machine::Machine,
-    must,
-    openclaw,
-};
+use crate::{client::stub, cluster::Cluster, gateway::Browser, machine::Machine, must, openclaw};
 
 const FRAME: usize = 25 << 20;
 
@@ -28,7 +21,10 @@ pub async fn figures(machine: &Machine) -> anyhow::Result<Figures> {
         visitor.log_in(&token).await?;
         figures.add("sse_unbuffered", sse_unbuffered(&visitor).await.is_ok());
         figures.add("frame_25mib", frame_25mib(&visitor).await.is_ok());
-        figures.add("idle_websocket_10min", idle_websocket(&visitor, Duration::from_secs(600)).await.is_ok());
+        figures.add(
+            "idle_websocket_10min",
+            idle_websocket(&visitor, Duration::from_secs(600)).await.is_ok(),
+        );
         figures.add("openclaw_hello_ok", openclaw::hello_ok(cluster).await?);
         Ok(())
     })
@@ -48,7 +44,10 @@ pub async fn sse_unbuffered(visitor: &Browser) -> anyhow::Result<()> {
     }
     ensure!(arrivals.len() == 5, "{} of 5 events", arrivals.len());
     for pair in arrivals.windows(2) {
-        ensure!(pair[1] - pair[0] > Duration::from_millis(150), "buffered: they arrived after {arrivals:?}");
+        ensure!(
+            pair[1] - pair[0] > Duration::from_millis(150),
+            "buffered: they arrived after {arrivals:?}"
+        );
     }
     Ok(())
 }
@@ -56,7 +55,9 @@ pub async fn sse_unbuffered(visitor: &Browser) -> anyhow::Result<()> {
 /// One frame as large as OpenClaw's limit, there and back.
 pub async fn frame_25mib(visitor: &Browser) -> anyhow::Result<()> {
     let mut socket = visitor.websocket("/ws").await?;
-    let frame: Vec<u8> = (0..FRAME).map(|index| u8::try_from(index % 251).unwrap_or_default()).collect();
+    let frame: Vec<u8> = (0..FRAME)
+        .map(|index| u8::try_from(index % 251).unwrap_or_default())
+        .collect();
     socket.send(Message::binary(frame.clone())).await?;
     let back = socket.next().await.context("no echo")??;
     ensure!(back.into_data() == frame, "the frame came back different");

@@ -31,7 +31,10 @@ const SSH_PORT: u16 = 2222;
 fn main() -> ExitCode {
     let settings = Settings::read();
     let called_as = env::args().next().unwrap_or_default();
-    let result = if Path::new(&called_as).file_name().is_some_and(|name| name == "crabshack-configure") {
+    let result = if Path::new(&called_as)
+        .file_name()
+        .is_some_and(|name| name == "crabshack-configure")
+    {
         configure::run(&settings).map(|()| ExitCode::SUCCESS)
     } else {
         // Before anything else: the suites ask what leaves in the very first moment.
@@ -39,7 +42,10 @@ fn main() -> ExitCode {
         start(settings)
     };
     result.unwrap_or_else(|error| {
-        drop(std::io::Write::write_all(&mut std::io::stderr(), format!("{error:#}\n").as_bytes()));
+        drop(std::io::Write::write_all(
+            &mut std::io::stderr(),
+            format!("{error:#}\n").as_bytes(),
+        ));
         ExitCode::FAILURE
     })
 }
@@ -49,13 +55,20 @@ fn start(settings: Settings) -> anyhow::Result<ExitCode> {
     if let Some(code) = misbehave::crash_on_start(&settings)? {
         return Ok(code);
     }
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(settings))
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve(settings))
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
-    let gateway = TcpListener::bind(("0.0.0.0", GATEWAY_PORT)).await.context("cannot bind the gateway port")?;
-    let ssh = TcpListener::bind(("0.0.0.0", SSH_PORT)).await.context("cannot bind the SSH port")?;
+    let gateway = TcpListener::bind(("0.0.0.0", GATEWAY_PORT))
+        .await
+        .context("cannot bind the gateway port")?;
+    let ssh = TcpListener::bind(("0.0.0.0", SSH_PORT))
+        .await
+        .context("cannot bind the SSH port")?;
     let _memory = misbehave::eat_memory(&settings);
     tokio::spawn(misbehave::heartbeat(settings.clone()));
     tokio::spawn(greet(ssh));

@@ -7,7 +7,11 @@ use crate::settings::Settings;
 /// Counts this start in the home; tells to crash while there are fewer than `STUB_CRASH_TIMES`.
 pub(crate) fn crash_on_start(settings: &Settings) -> anyhow::Result<Option<ExitCode>> {
     let path = settings.home().join(".stub/starts");
-    let starts = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or_default() + 1;
+    let starts = fs::read_to_string(&path)
+        .ok()
+        .and_then(|text| text.trim().parse::<u64>().ok())
+        .unwrap_or_default()
+        + 1;
     fs::write(&path, starts.to_string())?;
     let crash = settings.number("STUB_CRASH_TIMES").is_some_and(|times| starts <= times);
     Ok(crash.then(|| exit_code(settings, 1)))

@@ -65,7 +65,11 @@ pub(crate) async fn resolve(request: Resolve) -> Value {
     };
     let query = query(&request.name);
     let asking = async {
-        if request.tcp == Some(1) { ask_tcp(server, &query).await } else { ask_udp(server, &query).await }
+        if request.tcp == Some(1) {
+            ask_tcp(server, &query).await
+        } else {
+            ask_udp(server, &query).await
+        }
     };
     match timeout(Duration::from_secs(3), asking).await {
         Ok(Ok(answer)) => json!({"addresses": addresses(&answer), "code": answer.get(3).map(|byte| byte & 15)}),
@@ -77,7 +81,9 @@ pub(crate) async fn resolve(request: Resolve) -> Value {
 /// The name servers of `/etc/resolv.conf`.
 pub(crate) fn resolvers() -> Vec<Ipv4Addr> {
     let file = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    file.lines().filter_map(|line| line.strip_prefix("nameserver ")?.trim().parse().ok()).collect()
+    file.lines()
+        .filter_map(|line| line.strip_prefix("nameserver ")?.trim().parse().ok())
+        .collect()
 }
 
 async fn ask_udp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
@@ -115,7 +121,9 @@ fn query(name: &str) -> Vec<u8> {
 fn addresses(message: &[u8]) -> Vec<Ipv4Addr> {
     let mut found = Vec::new();
     let count = message.get(6..8).map_or(0, |bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
-    let Some(mut at) = after_name(message, 12).map(|end| end + 4) else { return found };
+    let Some(mut at) = after_name(message, 12).map(|end| end + 4) else {
+        return found;
+    };
     for _ in 0..count {
         let Some(fixed) = after_name(message, at) else { return found };
         let Some(&[kind0, kind1, _, _, _, _, _, _, length0, length1]) = message.get(fixed..fixed + 10) else {

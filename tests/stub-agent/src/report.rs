@@ -41,7 +41,10 @@ fn files(folder: &Path) -> Vec<Value> {
         })
         .collect();
     files.sort();
-    files.into_iter().map(|(name, mode, uid)| json!({"name": name, "mode": mode, "uid": uid})).collect()
+    files
+        .into_iter()
+        .map(|(name, mode, uid)| json!({"name": name, "mode": mode, "uid": uid}))
+        .collect()
 }
 
 fn writable(probe: &Path) -> bool {

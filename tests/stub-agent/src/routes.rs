@@ -43,7 +43,10 @@ pub(crate) fn router(settings: &Settings) -> Router {
     };
     Router::new()
         .route("/healthz", get(healthz))
-        .route("/env", get(async |State(stub): State<Stub>| Json(report::all(&stub.settings))))
+        .route(
+            "/env",
+            get(async |State(stub): State<Stub>| Json(report::all(&stub.settings))),
+        )
         .route("/managed", get(managed))
         .route("/headers", any(echo))
         .route("/echo", any(echo))
@@ -55,8 +58,14 @@ pub(crate) fn router(settings: &Settings) -> Router {
         .route("/sink", post(sink))
         .route("/flood", get(flooded))
         .route("/eat", get(eat))
-        .route("/connect", get(async |Query(request): Query<probe::Connect>| Json(probe::connect(request).await)))
-        .route("/resolve", get(async |Query(request): Query<probe::Resolve>| Json(probe::resolve(request).await)))
+        .route(
+            "/connect",
+            get(async |Query(request): Query<probe::Connect>| Json(probe::connect(request).await)),
+        )
+        .route(
+            "/resolve",
+            get(async |Query(request): Query<probe::Resolve>| Json(probe::resolve(request).await)),
+        )
         .route("/", get("stub agent\n"))
         .layer(DefaultBodyLimit::disable())
         .with_state(stub)
@@ -64,30 +73,49 @@ pub(crate) fn router(settings: &Settings) -> Router {
 
 async fn healthz(State(stub): State<Stub>) -> StatusCode {
     let delay = stub.settings.milliseconds("STUB_START_DELAY_MS").unwrap_or_default();
-    if stub.began.elapsed() >= delay { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    if stub.began.elapsed() >= delay {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
 }
 
 async fn managed(State(stub): State<Stub>) -> Result<Json<Value>, StatusCode> {
     let bytes = fs::read(configure::path(&stub.settings)).map_err(|_| StatusCode::NOT_FOUND)?;
-    serde_json::from_slice(&bytes).map(Json).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+    serde_json::from_slice(&bytes)
+        .map(Json)
+        .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 /// The request as it arrived: `{method, target, headers: [[name, value]...], body_length}`.
 async fn echo(request: Request) -> Json<Value> {
     let (head, body) = request.into_parts();
-    let headers: Vec<_> =
-        head.headers.iter().map(|(name, value)| [name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()]).collect();
+    let headers: Vec<_> = head
+        .headers
+        .iter()
+        .map(|(name, value)| {
+            [
+                name.as_str().to_owned(),
+                String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            ]
+        })
+        .collect();
     let length = count(body).await;
     Json(json!({"method": head.method.as_str(), "target": head.uri.to_string(), "headers": headers, "body_length": length}))
 }
 
 async fn sink(headers: HeaderMap, body: Body) -> Json<Value> {
-    let announced = headers.get("content-length").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let announced = headers
+        .get("content-length")
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
     Json(json!({"body_length": count(body).await, "content_length": announced}))
 }
 
 async fn count(body: Body) -> usize {
-    body.into_data_stream().fold(0, async |sum, chunk| sum + chunk.map_or(0, |chunk| chunk.len())).await
+    body.into_data_stream()
+        .fold(0, async |sum, chunk| sum + chunk.map_or(0, |chunk| chunk.len()))
+        .await
 }
 
 #[derive(Deserialize)]
@@ -116,7 +144,10 @@ async fn sse(Query(count): Query<Count>) -> Response {
 
 /// Echo without a size limit.
 async fn websocket(upgrade: WebSocketUpgrade) -> Response {
-    upgrade.max_message_size(usize::MAX).max_frame_size(usize::MAX).on_upgrade(echo_messages)
+    upgrade
+        .max_message_size(usize::MAX)
+        .max_frame_size(usize::MAX)
+        .on_upgrade(echo_messages)
 }
 
 async fn echo_messages(mut socket: WebSocket) {

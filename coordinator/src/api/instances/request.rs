@@ -36,11 +36,13 @@ const MANAGED: [&str; 33] = [
     "GATEWAY_PORT",
     "GOOGLE_OAUTH_CLIENT_ID",
     "HOME",
+    "HOSTNAME",
     "INSTANCE_NAME",
     "INSTANCE_TOKEN",
     "IRONCLAW_DOMAIN",
     "IRONCLAW_INSTANCE_ID",
     "IRONCLAW_OAUTH_EXCHANGE_URL",
+    "LOGNAME",
     "NEARAI_API_KEY",
     "NEARAI_API_URL",
     "NEARAI_MODEL",
@@ -50,8 +52,6 @@ const MANAGED: [&str; 33] = [
     "OPENCLAW_GATEWAY_BIND",
     "OPENCLAW_GATEWAY_TOKEN",
     "OPENCLAW_INSTANCE_NAME",
-    "HOSTNAME",
-    "LOGNAME",
     "PATH",
     "SECRETS_MASTER_KEY",
     "SERVICE_TYPE",
@@ -153,7 +153,9 @@ fn ssh_key(text: String) -> Result<String, Problem> {
 
 fn api_url(text: String) -> Result<String, Problem> {
     let valid = text.len() <= URL_LIMIT
-        && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"=\"'\\`$<>".contains(&byte))
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && !b"=\"'\\`$<>".contains(&byte))
         && text.parse::<http::Uri>().is_ok_and(|uri| {
             matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
         });

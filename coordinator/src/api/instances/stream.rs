@@ -18,7 +18,7 @@ use crabshack_shared::{
     instance::InstanceName,
     telemetry::Chain,
 };
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt as _, stream};
 use tokio::time::{Sleep, sleep};
 
 use crate::{
@@ -99,6 +99,7 @@ impl Following {
             let event = event.json_data(&progress).unwrap_or_default();
             Some((Ok(event), following))
         })
+        .fuse()
     }
 
     async fn next(&mut self) -> Option<Progress> {

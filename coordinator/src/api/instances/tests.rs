@@ -54,7 +54,10 @@ async fn create__should_stream_what_happens_in_the_documented_bytes() {
         let now = frames(&mut body).await;
         if phase == Phase::Ready {
             let last = data(now.last().unwrap());
-            assert_eq!((&last["stage"], &last["event"], &last["name"]), (&json!("ready"), &json!("ready"), &json!("one")));
+            assert_eq!(
+                (&last["stage"], &last["event"], &last["name"]),
+                (&json!("ready"), &json!("ready"), &json!("one"))
+            );
         }
     }
     assert!(body.next().await.is_none(), "the stream ends after `ready`");
@@ -79,7 +82,10 @@ async fn create__should_refuse_bad_input_before_the_first_byte() {
     let huge = "x".repeat(600);
     let cases: Vec<(Value, &str)> = vec![
         (json!({"service_type": "quantum"}), "unknown service_type `quantum`"),
-        (json!({"service_type": null, "cpus": ""}), "Missing required fields: service_type, cpus"),
+        (
+            json!({"service_type": null, "cpus": ""}),
+            "Missing required fields: service_type, cpus",
+        ),
         (json!({"name": "Bad_Name"}), "DNS label"),
         (json!({"name": "../etc"}), "DNS label"),
         (json!({"name": "api"}), "reserved"),
@@ -96,7 +102,10 @@ async fn create__should_refuse_bad_input_before_the_first_byte() {
         (json!({"ssh_pubkey": format!("command=\"x\" {ED25519}")}), "ssh_pubkey"),
         (json!({"nearai_api_url": "ftp://example.com"}), "nearai_api_url"),
         (json!({"nearai_api_url": "https://example.com/?a=b"}), "nearai_api_url"),
-        (json!({"nearai_api_url": format!("https://example.com/{huge}")}), "nearai_api_url"),
+        (
+            json!({"nearai_api_url": format!("https://example.com/{huge}")}),
+            "nearai_api_url",
+        ),
         (json!({"nearai_api_url": "https://example.com/\nX"}), "nearai_api_url"),
         (json!({"nearai_api_key": "a\nb"}), "nearai_api_key"),
         (json!({"image": "-v"}), "image"),
@@ -123,7 +132,10 @@ async fn create__should_refuse_bad_input_before_the_first_byte() {
         assert!(problem["error"].is_string() && problem["code"].is_string());
     }
     let (status, problem) = test.json(Method::POST, "/instances", vec![b'x'; 2 << 20]).await;
-    assert_eq!((status, &problem["code"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!("too_large")));
+    assert_eq!(
+        (status, &problem["code"]),
+        (StatusCode::PAYLOAD_TOO_LARGE, &json!("too_large"))
+    );
     nothing_created(&test);
 }
 
@@ -139,13 +151,22 @@ async fn create__should_refuse_a_taken_name_and_what_does_not_fit() {
         let mut body = create_body("one");
         body[key] = json!(value);
         let (status, problem) = test.json(Method::POST, "/instances", body.to_string()).await;
-        assert_eq!((status, &problem["code"]), (StatusCode::CONFLICT, &json!("no_capacity")), "{key}");
+        assert_eq!(
+            (status, &problem["code"]),
+            (StatusCode::CONFLICT, &json!("no_capacity")),
+            "{key}"
+        );
     }
     nothing_created(&test);
 
     // 8 GiB: four times 2 GiB, also before the reconciler has placed one.
     for name in ["one", "two", "three", "four"] {
-        assert_eq!(test.ask(Method::POST, "/instances", create_body(name).to_string()).await.status(), 200);
+        assert_eq!(
+            test.ask(Method::POST, "/instances", create_body(name).to_string())
+                .await
+                .status(),
+            200
+        );
     }
     let (_, problem) = test.json(Method::POST, "/instances", create_body("one").to_string()).await;
     assert_eq!(problem["code"], "name_taken");
@@ -210,7 +231,10 @@ async fn api__should_need_the_secret_everywhere_but_for_health_and_metrics() {
         assert_eq!(response.status(), StatusCode::OK);
         let text = response.into_body().collect().await.unwrap().to_bytes();
         let text = String::from_utf8(text.to_vec()).unwrap();
-        assert!(text.contains(r#""status":"ok""#) || text.contains("crabshack_instances"), "{text}");
+        assert!(
+            text.contains(r#""status":"ok""#) || text.contains("crabshack_instances"),
+            "{text}"
+        );
     }
 }
 
@@ -219,14 +243,29 @@ async fn api__should_answer_unknown_things_with_problems() {
     let test = TestApp::new();
     for (method, path, status, code) in [
         (Method::GET, "/nothing", StatusCode::NOT_FOUND, "not_found"),
-        (Method::PUT, "/instances", StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        (
+            Method::PUT,
+            "/instances",
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+        ),
         (Method::GET, "/instances/none", StatusCode::NOT_FOUND, "not_found"),
         (Method::GET, "/instances/..%2Fetc", StatusCode::NOT_FOUND, "not_found"),
         (Method::DELETE, "/instances/none", StatusCode::NOT_FOUND, "not_found"),
         (Method::POST, "/instances/none/start", StatusCode::NOT_FOUND, "not_found"),
         (Method::DELETE, "/nodes/node-000000000001", StatusCode::NOT_FOUND, "not_found"),
-        (Method::DELETE, "/instances/none?purge=perhaps", StatusCode::BAD_REQUEST, "invalid_request"),
-        (Method::GET, "/instances/none/logs?tail=0", StatusCode::BAD_REQUEST, "invalid_request"),
+        (
+            Method::DELETE,
+            "/instances/none?purge=perhaps",
+            StatusCode::BAD_REQUEST,
+            "invalid_request",
+        ),
+        (
+            Method::GET,
+            "/instances/none/logs?tail=0",
+            StatusCode::BAD_REQUEST,
+            "invalid_request",
+        ),
     ] {
         let (answered, problem) = test.json(method, path, "").await;
         assert_eq!(answered, status, "{path}");
@@ -244,7 +283,12 @@ async fn list__should_be_an_object_newest_first_without_secrets() {
         test.ask(Method::POST, "/instances", create_body(name).to_string()).await;
     }
     let (_, list) = test.json(Method::GET, "/instances", "").await;
-    let names: Vec<_> = list["instances"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    let names: Vec<_> = list["instances"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["name"].as_str().unwrap())
+        .collect();
     assert_eq!(names, ["second", "first"]);
     assert_eq!(list["instances"][0]["status"], "creating");
     assert!(list["instances"][0].get("token").is_none());
@@ -258,7 +302,8 @@ async fn stop_start_delete__should_follow_the_last_wish() {
     let node = test.node().await;
     test.ask(Method::POST, "/instances", create_body("one").to_string()).await;
     test.reconcile().await;
-    test.report(&node, vec![instance_report(&test.record("one"), Phase::Ready)]).await;
+    test.report(&node, vec![instance_report(&test.record("one"), Phase::Ready)])
+        .await;
 
     // A start of what runs is ready at once, and writes nothing.
     let before = test.record("one").generation;
@@ -275,14 +320,19 @@ async fn stop_start_delete__should_follow_the_last_wish() {
     let (mut starting, _) = asked(&test, "/instances/one/start").await;
     assert_eq!(stages(&frames(&mut stopping).await), ["superseded"]);
     assert!(stopping.next().await.is_none());
-    test.report(&node, vec![instance_report(&test.record("one"), Phase::Ready)]).await;
+    test.report(&node, vec![instance_report(&test.record("one"), Phase::Ready)])
+        .await;
     assert_eq!(stages(&frames(&mut starting).await), ["ready"]);
 
     let (mut stopping, _) = asked(&test, "/instances/one/stop").await;
-    test.report(&node, vec![instance_report(&test.record("one"), Phase::Stopped)]).await;
+    test.report(&node, vec![instance_report(&test.record("one"), Phase::Stopped)])
+        .await;
     assert_eq!(stages(&frames(&mut stopping).await), ["stopped"]);
     assert_eq!(test.json(Method::GET, "/instances/one", "").await.1["status"], "stopped");
-    assert_eq!(test.json(Method::GET, "/instances/one/logs", "").await.1, json!({"name": "one", "logs": ""}));
+    assert_eq!(
+        test.json(Method::GET, "/instances/one/logs", "").await.1,
+        json!({"name": "one", "logs": ""})
+    );
 
     let record = test.record("one");
     let response = test.ask(Method::DELETE, "/instances/one?purge=true", "").await;
@@ -294,7 +344,10 @@ async fn stop_start_delete__should_follow_the_last_wish() {
     test.report(&node, vec![instance_report(&deleted, Phase::Deleted)]).await;
     test.reconcile().await;
     let last = frames(&mut deleting).await;
-    assert_eq!(data(&last[0]), json!({"event": "deleted", "stage": "deleted", "message": "Deleted", "name": "one", "purge": true}));
+    assert_eq!(
+        data(&last[0]),
+        json!({"event": "deleted", "stage": "deleted", "message": "Deleted", "name": "one", "purge": true})
+    );
     nothing_created(&test);
 }
 
@@ -304,8 +357,13 @@ async fn restart__should_count_and_refuse_another_image() {
     test.node().await;
     test.ask(Method::POST, "/instances", create_body("one").to_string()).await;
     let before = test.record("one");
-    let (status, problem) = test.json(Method::POST, "/instances/one/restart", r#"{"image": "other:2"}"#).await;
-    assert_eq!((status, &problem["code"]), (StatusCode::BAD_REQUEST, &json!("invalid_request")));
+    let (status, problem) = test
+        .json(Method::POST, "/instances/one/restart", r#"{"image": "other:2"}"#)
+        .await;
+    assert_eq!(
+        (status, &problem["code"]),
+        (StatusCode::BAD_REQUEST, &json!("invalid_request"))
+    );
     let (status, _) = test.json(Method::POST, "/instances/one/restart", "{").await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert_eq!(test.record("one").generation, before.generation);
@@ -339,5 +397,8 @@ async fn asked(test: &TestApp, path: &str) -> (axum::body::BodyDataStream, Vec<S
 }
 
 fn stages(frames: &[String]) -> Vec<String> {
-    frames.iter().map(|frame| data(frame)["stage"].as_str().unwrap().to_owned()).collect()
+    frames
+        .iter()
+        .map(|frame| data(frame)["stage"].as_str().unwrap().to_owned())
+        .collect()
 }
