@@ -2,11 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{
-    Args, Parser, Subcommand,
-    builder::{BoolishValueParser, NonEmptyStringValueParser},
-    value_parser,
-};
+use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser, value_parser};
 use crabshack_shared::{halt::HaltPoint, secret::Secret, telemetry::LogFormat};
 
 /// Hosts AI agents: holds who owns what, serves the API, carries traffic to the nodes.
@@ -43,7 +39,7 @@ pub(crate) struct AdminSecret {
 #[derive(Debug, Args)]
 pub(crate) struct Logging {
     /// Log more.
-    #[arg(long, env = "CRABSHACK_DEBUG", value_parser = BoolishValueParser::new(), num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
+    #[arg(long, env = "CRABSHACK_DEBUG", value_parser = switch, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
     pub(crate) debug: bool,
     /// Log lines for people or for collectors.
     #[arg(long, env = "CRABSHACK_LOG_FORMAT", default_value = "text")]
@@ -114,6 +110,14 @@ pub(crate) struct RecoverArguments {
     /// Where everything is kept.
     #[arg(long, env = "CRABSHACK_DATA_DIR", default_value = "./crabshack-data")]
     pub(crate) data_dir: PathBuf,
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("use true or false".to_owned()),
+    }
 }
 
 fn overcommit(text: &str) -> Result<f64, String> {

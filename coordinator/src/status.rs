@@ -46,13 +46,49 @@ pub(crate) fn answers(record: &InstanceRecord, observation: &Observation) -> boo
         .is_some_and(|generation| generation >= record.generation)
 }
 
+/// True when the node follows a later wish than is recorded: the store is from an older dump.
+pub(crate) fn is_outranked(record: &InstanceRecord, observation: &Observation) -> bool {
+    observation
+        .report
+        .generation
+        .is_some_and(|generation| generation > record.generation)
+}
+
 /// What the API says. `alive`: its node, if it has one, reports.
 pub(crate) fn of(record: &InstanceRecord, observation: Option<&Observation>, alive: bool) -> Status {
+    let mut status = match observation {
+        Some(observation) if is_outranked(record, observation) => outranked(observation),
+        _ => on_its_way(record, observation),
+    };
+    if !alive {
+        status.reason = Some("its node does not report".to_owned());
+    }
+    status
+}
+
+/// What is true is all that can be said; it becomes ours again with the next wish.
+fn outranked(observation: &Observation) -> Status {
+    let phase = observation.report.phase;
+    let word = match phase {
+        Phase::Stopped => InstanceStatus::Stopped,
+        Phase::Failed | Phase::Waiting | Phase::Deleted => InstanceStatus::Error,
+        _ => InstanceStatus::Running,
+    };
+    Status {
+        word,
+        phase: phase_word(phase),
+        reason: Some("its node follows a later wish than is recorded here: start or stop it to take over".to_owned()),
+        ready: phase == Phase::Ready,
+        up: is_up(phase),
+    }
+}
+
+fn on_its_way(record: &InstanceRecord, observation: Option<&Observation>) -> Status {
     let current = observation.filter(|observation| answers(record, observation));
     let phase = observation.map(|observation| observation.report.phase);
     let wanted = record.desired == Desired::Running;
     let word = match (wanted, current.map(|current| current.report.phase)) {
-        (false, Some(Phase::Stopped)) | (true, Some(Phase::Stopped)) => InstanceStatus::Stopped,
+        (false, Some(Phase::Stopped)) => InstanceStatus::Stopped,
         (false, _) if record.assignment.is_none() => InstanceStatus::Stopped,
         (false, Some(Phase::Failed)) => InstanceStatus::Error,
         (false, _) => InstanceStatus::Running,
@@ -66,16 +102,12 @@ pub(crate) fn of(record: &InstanceRecord, observation: Option<&Observation>, ali
         (InstanceStatus::Error, Some(phase)) => phase_word(phase),
         _ if !wanted => "stopping",
         (_, None) => "creating",
-        // The node has not heard of the new wish yet.
+        // The node has not acted on the new wish yet.
         (_, Some(Phase::Stopped | Phase::Failed | Phase::Waiting)) => "starting",
         (_, Some(phase)) => phase_word(phase),
     };
-    let reason = if !alive {
-        Some("its node does not report".to_owned())
-    } else if record.assignment.is_none() && wanted {
+    let reason = if record.assignment.is_none() && wanted {
         Some("no node has room for it yet".to_owned())
-    } else if wanted && word == InstanceStatus::Stopped {
-        Some("its node follows a later wish than is recorded here: start it to take over".to_owned())
     } else {
         current.and_then(|current| current.report.reason.clone())
     };
@@ -84,11 +116,12 @@ pub(crate) fn of(record: &InstanceRecord, observation: Option<&Observation>, ali
         phase: phase_now,
         reason,
         ready: wanted && phase == Some(Phase::Ready),
-        up: matches!(
-            phase,
-            Some(Phase::Starting | Phase::Ready | Phase::Unhealthy | Phase::Stopping)
-        ),
+        up: phase.is_some_and(is_up),
     }
+}
+
+fn is_up(phase: Phase) -> bool {
+    matches!(phase, Phase::Starting | Phase::Ready | Phase::Unhealthy | Phase::Stopping)
 }
 
 #[cfg(test)]
@@ -114,7 +147,7 @@ mod tests {
             (RUNNING, Some(Phase::Failed), true, false, Error, "failed"),
             (RUNNING, Some(Phase::Failed), false, true, Running, "starting"),
             (RUNNING, Some(Phase::Stopped), false, true, Running, "starting"),
-            (RUNNING, Some(Phase::Stopped), true, true, Stopped, "stopped"),
+            (RUNNING, Some(Phase::Stopped), true, true, Running, "starting"),
             (STOPPED, Some(Phase::Ready), false, true, Running, "stopping"),
             (STOPPED, Some(Phase::Stopping), true, true, Running, "stopping"),
             (STOPPED, Some(Phase::Stopped), false, true, Running, "stopping"),
@@ -147,6 +180,23 @@ mod tests {
         let silent = of(&record(RUNNING, Some("node-000000000001")), None, false);
         assert!(silent.reason.unwrap().contains("does not report"));
         assert_eq!(of(&record(STOPPED, None), None, true).word, Stopped);
+    }
+
+    #[test]
+    fn status__should_tell_the_truth_when_the_store_is_older_than_the_node() {
+        for (desired, phase, word) in [
+            (RUNNING, Phase::Stopped, Stopped),
+            (STOPPED, Phase::Ready, Running),
+            (RUNNING, Phase::Deleted, Error),
+        ] {
+            let record = record(desired, Some("node-000000000001"));
+            let mut seen = observation(&record, phase, true);
+            seen.report.generation = Some(record.generation.next_epoch());
+            let status = of(&record, Some(&seen), true);
+            assert_eq!(status.word, word, "{phase:?}");
+            assert_eq!(status.ready, phase == Phase::Ready);
+            assert!(status.reason.unwrap().contains("take over"));
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ main() {
   become_root "$0" "$@"
   local_layout
   one_at_a_time
-  trap api_close EXIT
+  trap 'at_exit $?' EXIT
   case "$wish" in
     up)
       local_up
@@ -41,6 +41,11 @@ main() {
     down) local_down ;;
     purge) local_purge ;;
   esac
+}
+
+at_exit() {
+  api_close
+  (($1 == 0)) || note "not finished; logs are in $DATA_DIR/log, and it can be run again"
 }
 
 # Two runs at once would start everything twice. Descriptor 9 is closed for what we start.

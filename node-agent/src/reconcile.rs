@@ -10,7 +10,7 @@ pub(crate) mod plan;
 pub(crate) mod probe;
 mod progress;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::{BTreeMap, BTreeSet}, sync::Arc, time::Duration};
 
 use crabshack_shared::{agent_api::v1::InstanceReport, halt::Halt, ids::InstanceId, shutdown::Shutdown, telemetry::Chain};
 use futures_util::StreamExt as _;
@@ -132,7 +132,8 @@ impl Reconciler {
         // Taken before looking: what a worker changes meanwhile is looked at when it has ended.
         let busy = self.progress.busy();
         let entries = self.ledger.entries();
-        let snapshot = observe::observe(&self.node, &entries, &self.armed).await?;
+        let earlier = if verify { BTreeMap::new() } else { self.progress.settled() };
+        let snapshot = observe::observe(&self.node, &entries, &self.armed, &earlier).await?;
         let mut look_again: Option<Duration> = None;
         for entry in entries.iter().filter(|entry| !busy.contains(&entry.order.id)) {
             if let Some(wait) = self.decide(entry, &snapshot, workers) {
@@ -148,7 +149,7 @@ impl Reconciler {
 
     fn decide(self: &Arc<Self>, entry: &Arc<Entry>, snapshot: &Snapshot, workers: &mut JoinSet<()>) -> Option<Duration> {
         let id = entry.order.id;
-        let Some(seen) = snapshot.instances.get(&id) else { return None };
+        let seen = snapshot.instances.get(&id)?;
         let recipe = recipe::recipe(&entry.order.spec.service_type);
         let never_restart = recipe.map_or(&[][..], |recipe| recipe.never_restart_exit);
         let refusal = recipe::refusal(&entry.order.spec);

@@ -17,13 +17,8 @@ pub struct Secret(SecretString);
 impl Secret {
     /// 256 random bits as 64 hex digits.
     pub fn random() -> Self {
-        use fmt::Write as _;
         let bytes: [u8; 32] = rand::rng().random();
-        let mut text = String::with_capacity(64);
-        for byte in bytes {
-            // Writing to a String cannot fail.
-            let _: fmt::Result = write!(text, "{byte:02x}");
-        }
+        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         Self::from(text)
     }
 

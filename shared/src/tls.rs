@@ -3,7 +3,6 @@
 //! side depends on addresses.
 
 use std::{
-    fmt::Write as _,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -122,10 +121,7 @@ pub struct JoinToken {
 impl JoinToken {
     /// The one-line form.
     pub fn encode(&self) -> Secret {
-        let mut text = self.secret.expose().to_owned();
-        // Writing to a String cannot fail.
-        let _: std::fmt::Result = write!(text, ".{}", URL_SAFE_NO_PAD.encode(&self.authority));
-        Secret::from(text)
+        Secret::from(format!("{}.{}", self.secret.expose(), URL_SAFE_NO_PAD.encode(&self.authority)))
     }
 
     /// Reads the one-line form.

@@ -41,7 +41,7 @@ fn bad_fields() -> Vec<(&'static str, Value, u16, &'static str, &'static str)> {
         invalid("name", json!("x".repeat(64)), "name"),
         invalid("name", json!("api"), "reserved"),
         invalid("name", json!("admin"), "reserved"),
-        invalid("name", json!(7), "name"),
+        invalid("name", json!(["a"]), "name"),
         invalid("mem_limit", json!("-1g"), "mem_limit"),
         invalid("mem_limit", json!("0"), "mem_limit"),
         invalid("mem_limit", json!("64m"), "mem_limit"),

@@ -195,7 +195,7 @@ fn check_container(container: &bollard::models::ContainerInspectResponse, instan
     let host = serde_json::to_value(container.host_config.as_ref().context("no host config")?)?;
     let expected = json!({
         "Init": true, "ReadonlyRootfs": true, "CapDrop": ["ALL"], "PidsLimit": 512, "OomKillDisable": false,
-        "Memory": 1_u64 << 30, "MemorySwap": 1_u64 << 30, "NanoCpus": 1_000_000_000, "Privileged": false,
+        "Memory": 1_u64 << 30, "MemorySwap": 1_u64 << 30, "CpuPeriod": 100_000, "CpuQuota": 100_000, "Privileged": false,
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
     });
     for (key, value) in expected.as_object().into_iter().flatten() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json, body::Body, extract::State};
-use chrono::Utc;
+use chrono::{SubsecRound as _, Utc};
 use crabshack_shared::{
     agent_api::v1::{EnrolAnswer, EnrolRequest, RenewAnswer, RenewRequest},
     ids::NodeId,
@@ -39,7 +39,7 @@ pub(crate) async fn enrol(State(app): State<Arc<App>>, body: Body) -> Result<Jso
         hostname: request.hostname.chars().take(253).collect(),
         facts: None,
         revoked: false,
-        enrolled_at: Utc::now(),
+        enrolled_at: Utc::now().trunc_subsecs(3),
         certificate_serial: Some(issued.serial),
     };
     let enrolled = app

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use axum_server::tls::TlsInfo;
-use chrono::Utc;
+use chrono::{SubsecRound as _, Utc};
 use crabshack_shared::{
     ids::NodeId,
     problem::Problem,
@@ -71,7 +71,7 @@ pub(super) fn revoked(node: &NodeId) -> Problem {
 }
 
 /// Whom the TLS layer let in.
-fn certified(info: Option<&Arc<TlsInfo>>, now: SystemTime, may_be_expired: bool) -> Result<NodeId, Problem> {
+pub(super) fn certified(info: Option<&Arc<TlsInfo>>, now: SystemTime, may_be_expired: bool) -> Result<NodeId, Problem> {
     let certificate = info
         .and_then(|info| info.peer_certificates.first())
         .ok_or_else(|| Problem::unauthorized("this route needs a node's certificate: enrol first"))?;
@@ -99,7 +99,7 @@ async fn adopt(app: &Arc<App>, node: &NodeId) -> Result<(), StoreError> {
         hostname: String::new(),
         facts: None,
         revoked: false,
-        enrolled_at: Utc::now(),
+        enrolled_at: Utc::now().trunc_subsecs(3),
         certificate_serial: None,
     };
     app.store

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound as _, Utc};
 use crabshack_shared::ids::{InstanceId, NodeId};
 use rand::RngExt as _;
 use tokio::sync::watch;
@@ -57,7 +57,7 @@ impl Registry {
 
     /// Notes that a node spoke to us.
     pub(crate) fn heard(&self, node: &NodeId) {
-        self.entry(&mut self.lock(), node).heard = Some((Instant::now(), Utc::now()));
+        self.entry(&mut self.lock(), node).heard = Some((Instant::now(), Utc::now().trunc_subsecs(3)));
     }
 
     /// When a node last spoke to us.

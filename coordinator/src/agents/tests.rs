@@ -22,6 +22,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
+use super::identity::certified;
 use crate::{
     router,
     testing::{TestApp, create_body, facts, instance_report},
@@ -110,28 +111,21 @@ async fn agents__should_need_a_nodes_certificate() {
 
 #[tokio::test]
 async fn expired_certificate__should_be_good_for_renewal_only() {
-    let test = TestApp::with(&["--certificate-seconds", "5"]);
+    let test = TestApp::new();
     let enrolled = enrol(&test).await;
-    let certificate = CertificateDer::from_pem_slice(enrolled.certificate.as_bytes()).unwrap();
-    let ends = Identity::of(&certificate).unwrap().not_after;
-    // Certificates know whole seconds; five are the shortest life.
-    let left = ends.duration_since(SystemTime::now()).unwrap_or_default();
-    tokio::time::sleep(left + Duration::from_millis(1100)).await;
+    let info = shown(&enrolled.certificate);
+    let late = SystemTime::now() + Duration::from_secs(100 * 24 * 3600);
+    let refused = certified(Some(&info), late, false).unwrap_err();
+    assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+    assert!(refused.to_string().contains("renewed"), "{refused}");
+    assert_eq!(certified(Some(&info), late, true).unwrap(), enrolled.node);
 
-    let pem = enrolled.certificate.as_str();
-    let (status, problem) = ask(&test, Method::GET, "/v1/orders", Some(pem), String::new()).await;
-    assert_eq!(status, StatusCode::FORBIDDEN);
-    assert!(problem["error"].as_str().unwrap().contains("renewed"), "{problem}");
     let renew = json!({"request": request()}).to_string();
-    let (status, answer) = ask(&test, Method::POST, "/v1/renew", Some(pem), renew).await;
+    let (status, answer) = ask(&test, Method::POST, "/v1/renew", Some(&enrolled.certificate), renew).await;
     assert_eq!(status, StatusCode::OK);
     let renewed: RenewAnswer = serde_json::from_value(answer).unwrap();
-    assert_eq!(
-        ask(&test, Method::GET, "/v1/orders", Some(&renewed.certificate), String::new())
-            .await
-            .0,
-        StatusCode::OK
-    );
+    let node = certified(Some(&shown(&renewed.certificate)), SystemTime::now(), false).unwrap();
+    assert_eq!(node, enrolled.node, "the certificate says who is renewed, not the request");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use axum::{
     extract::{RawPathParams, State},
     http::StatusCode,
 };
-use chrono::{TimeDelta, Utc};
+use chrono::{SubsecRound as _, TimeDelta, Utc};
 use crabshack_shared::{
     api::nodes::{JoinTokenAnswer, Node, NodeStatus},
     ids::NodeId,
@@ -46,7 +46,7 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<Vec<Node>>,
 /// `POST /nodes/join-token`.
 pub(crate) async fn join_token(State(app): State<Arc<App>>) -> Result<Json<JoinTokenAnswer>, Problem> {
     let secret = Secret::random();
-    let now = Utc::now();
+    let now = Utc::now().trunc_subsecs(3);
     let expires_at = now + JOIN_TOKEN_LIFE;
     let kept = secret.clone();
     app.store

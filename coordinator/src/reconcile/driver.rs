@@ -20,7 +20,14 @@ pub(crate) async fn run(app: Arc<App>) {
             () = app.reconciler.woken() => {}
             _ = period.tick() => {}
         }
-        pass(&app).await;
+        // On a task of its own: a panic must not end the loop.
+        let pass = {
+            let app = Arc::clone(&app);
+            async move { pass(&app).await }
+        };
+        if let Err(error) = tokio::spawn(pass).await {
+            tracing::error!("a pass of the reconciler ended early: {}", Chain(&error));
+        }
     }
 }
 

@@ -204,7 +204,10 @@ mod tests {
         assert_eq!(with(HashMap::new(), false), std::slice::from_ref(&forget_never_placed));
         let mut old = observation(&purged, Phase::Deleted, true);
         old.report.generation = None;
-        assert_eq!(with(HashMap::from([(purged.id, old)]), false), std::slice::from_ref(&forget_never_placed));
+        assert_eq!(
+            with(HashMap::from([(purged.id, old)]), false),
+            std::slice::from_ref(&forget_never_placed)
+        );
 
         let seen = records
             .iter()

@@ -47,13 +47,13 @@ stop_engine() {
   stop_process "$1/dockerd.pid" "$(dockerd_program)" 60
 }
 
-# Puts `live-restore` into the engine's configuration, keeping everything else. True when it changed.
+# Puts `live-restore` into the engine's configuration, keeping everything else, and says so.
 write_live_restore() {
   local old='{}' new
   [[ ! -s "$DAEMON_CONFIG" ]] || old="$(cat "$DAEMON_CONFIG")"
   new="$(jq '. + {"live-restore": true}' <<<"$old" 2>/dev/null)" ||
     fail "$DAEMON_CONFIG is not valid JSON" "repair it and run this again"
-  ! jq -e '."live-restore" == true' <<<"$old" >/dev/null || return 1
+  ! jq -e '."live-restore" == true' <<<"$old" >/dev/null || return 0
   mkdir -p "$(dirname "$DAEMON_CONFIG")"
   printf '%s\n' "$new" >"$DAEMON_CONFIG.new"
   mv "$DAEMON_CONFIG.new" "$DAEMON_CONFIG"
@@ -71,7 +71,7 @@ reload_for_live_restore() {
   fi
   # An engine with a socket of its own has a configuration of its own, which we do not know.
   [[ -z "${DOCKER_HOST:-}" ]] || { warn "the engine at $DOCKER_HOST has no live-restore" && return; }
-  write_live_restore || true
+  write_live_restore
   if [[ -d /run/systemd/system ]] && systemctl is-active --quiet docker; then
     systemctl reload docker
   else

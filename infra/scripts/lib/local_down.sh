@@ -40,11 +40,9 @@ stop_programs() {
 # Removes everything that the programs made on this machine. The image stays.
 local_purge() {
   stop_programs
-  if engine_answers "$(engine_socket)"; then
-    remove_containers_and_networks
-  elif [[ -d "$DATA_DIR/docker" ]]; then
-    warn "Docker does not run: containers and networks of Crabshack, if there are any, stay"
-  fi
+  # Without its engine nothing of the instances could be removed.
+  [[ ! -d "$DATA_DIR/node-agent" ]] || ensure_engine "$DATA_DIR/docker"
+  ! engine_answers "$(engine_socket)" || remove_containers_and_networks
   remove_rules
   stop_engine "$DATA_DIR/docker"
   remove_data

@@ -84,13 +84,23 @@ impl ArmedCache {
     }
 }
 
+/// What an earlier pass saw under the same order. A running container's files and image are looked at
+/// again only when the order or the container is another one, and once a period.
+pub(crate) type Earlier = BTreeMap<InstanceId, (Arc<Entry>, Seen)>;
+
 /// Looks at everything once.
-pub(crate) async fn observe(node: &Node, entries: &[Arc<Entry>], armed: &ArmedCache) -> Result<Snapshot, ObserveError> {
+pub(crate) async fn observe(
+    node: &Node,
+    entries: &[Arc<Entry>],
+    armed: &ArmedCache,
+    earlier: &Earlier,
+) -> Result<Snapshot, ObserveError> {
     let docker = node.docker.observe().await?;
     let volumes: BTreeSet<InstanceId> = node.volumes.list().await?.into_iter().collect();
     let mut snapshot = Snapshot::default();
     for entry in entries {
-        let seen = look(node, entry, &docker, &volumes, armed).await?;
+        let earlier = earlier.get(&entry.order.id).filter(|(known, _)| Arc::ptr_eq(known, entry)).map(|(_, seen)| seen);
+        let seen = look(node, entry, &docker, &volumes, armed, earlier).await?;
         snapshot.instances.insert(entry.order.id, seen);
     }
     snapshot.unknown = docker.containers.keys().filter(|id| !snapshot.instances.contains_key(id)).copied().collect();
@@ -103,6 +113,7 @@ async fn look(
     docker: &DockerState,
     volumes: &BTreeSet<InstanceId>,
     armed: &ArmedCache,
+    earlier: Option<&Seen>,
 ) -> Result<Seen, ObserveError> {
     let id = entry.order.id;
     let folder = node.folder(entry);
@@ -135,7 +146,11 @@ async fn look(
             run,
         });
     }
-    if entry.order.desired == Desired::Running
+    if let Some(earlier) = earlier.filter(|earlier| earlier.running.is_some() && earlier.running == seen.running) {
+        seen.observed.files = earlier.observed.files;
+        seen.image_digest.clone_from(&earlier.image_digest);
+        seen.ssh_fingerprint.clone_from(&earlier.ssh_fingerprint);
+    } else if entry.order.desired == Desired::Running
         && let Some(recipe) = recipe::recipe(&entry.order.spec.service_type)
     {
         seen.observed.files = !files::differs(&folder, &(recipe.files)(&node.recipe_input(entry, &folder)));

@@ -13,7 +13,7 @@ use crabshack_shared::{
 
 use super::{
     attempts::Attempts,
-    observe::Seen,
+    observe::{Earlier, Seen},
     phase::phase,
     plan::{Action, Plan, Run, plan},
     probe::{Health, Probes},
@@ -41,6 +41,13 @@ impl Progress {
     /// Instances that a worker is at.
     pub(super) fn busy(&self) -> BTreeSet<InstanceId> {
         self.lock().instances.iter().filter(|(_, instance)| instance.doing.is_some()).map(|(id, _)| *id).collect()
+    }
+
+    /// What was seen of instances at which nothing was to be done.
+    pub(super) fn settled(&self) -> Earlier {
+        let state = self.lock();
+        let settled = state.instances.iter().filter(|(_, instance)| instance.doing.is_none() && instance.seen.observed.files);
+        settled.map(|(id, instance)| (*id, (Arc::clone(&instance.entry), instance.seen.clone()))).collect()
     }
 
     /// Takes in what was seen, and plans.

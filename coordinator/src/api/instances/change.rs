@@ -87,12 +87,13 @@ async fn carry_out(app: Arc<App>, name: InstanceName, wish: Wish) -> Result<Opti
 /// False when the wish is the present one already, and is coming true or has.
 fn changes(record: &InstanceRecord, observation: Option<&Observation>, wish: Wish) -> bool {
     let stuck = observation.is_some_and(|observation| {
-        status::answers(record, observation)
+        let failed = status::answers(record, observation)
             && match observation.report.phase {
                 Phase::Failed => true,
-                Phase::Waiting | Phase::Stopped => wish == Wish::Start,
+                Phase::Waiting => wish == Wish::Start,
                 _ => false,
-            }
+            };
+        failed || status::is_outranked(record, observation)
     });
     match wish {
         Wish::Start => record.desired != Desired::Running || stuck,
@@ -127,6 +128,9 @@ mod tests {
         for phase in [Phase::Failed, Phase::Waiting] {
             assert!(changes(&running, Some(&observation(&running, phase, true)), Wish::Start));
         }
+        let mut later = observation(&running, Phase::Ready, true);
+        later.report.generation = Some(running.generation.next_epoch());
+        assert!(changes(&running, Some(&later), Wish::Start), "takes over from an older dump");
         let mut earlier = observation(&running, Phase::Failed, true);
         earlier.report.generation = None;
         assert!(!changes(&running, Some(&earlier), Wish::Start));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chrono::Utc;
+use chrono::{SubsecRound as _, Utc};
 use crabshack_shared::{
     ids::{InstanceId, UserId},
     problem::{Code, Problem},
@@ -46,7 +46,9 @@ pub(super) async fn create(app: &Arc<App>, checked: Checked, owner: UserId) -> R
                     let records = writing.instances()?;
                     let mut candidates = placement::candidates(&writing.nodes()?, &records, &inner.registry);
                     let need = Need::of(&new.spec.service_type, &new.spec.resources);
-                    let record = writing.create_instance(new, Utc::now())?.map_err(Refused::Place)?;
+                    let record = writing
+                        .create_instance(new, Utc::now().trunc_subsecs(3))?
+                        .map_err(Refused::Place)?;
                     // Those that wait already come first.
                     placement::seat_waiting(inner.placement.as_ref(), &mut candidates, &records);
                     inner.placement.choose(&mut candidates, need)?;
