@@ -80,7 +80,8 @@ impl Halt {
         }
     }
 
-    /// Runs an action, and logs its name so that the harness knows which actions exist.
+    /// Runs an action. Whoever calls this also logs the action's name: the harness kills around every
+    /// name that it finds in the log.
     pub async fn around<T, E, F, Run>(&self, action: &'static str, run: F) -> Result<T, E>
     where
         F: Fn() -> Run,

@@ -49,6 +49,8 @@ impl Internet {
         let mut child = Command::new("unshare")
             .args(["--net", "--"])
             .arg(env::current_exe()?)
+            // It gets as far as we did.
+            .args(env::args_os().skip(1))
             .env(ROLE, "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

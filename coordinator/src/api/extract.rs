@@ -93,10 +93,19 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(Problem::invalid("the body must be one JSON object"));
     }
-    serde_json::from_slice(bytes).map_err(|error| {
-        let what = if error.is_data() { "does not fit" } else { "is not JSON" };
-        Problem::invalid(format!("the body {what}: {error}"))
-    })
+    let not_json = |error: &serde_json::Error| Problem::invalid(format!("the body is not JSON: {error}"));
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let field = error.path().to_string();
+        let error = error.into_inner();
+        if error.is_data() {
+            Problem::invalid(format!("the body does not fit: {field}: {error}"))
+        } else {
+            not_json(&error)
+        }
+    })?;
+    deserializer.end().map_err(|error| not_json(&error))?;
+    Ok(value)
 }
 
 async fn read(mut body: Body, limit: usize) -> Result<Bytes, Problem> {

@@ -41,10 +41,8 @@ pub(crate) async fn pass(app: &Arc<App>) {
         }
     };
     for action in actions {
-        let done = app
-            .halt
-            .around(action.name(), async || instances::apply(app, &action).await)
-            .await;
+        tracing::info!(action = action.name(), instance = %action.instance(), "action");
+        let done = app.halt.around(action.name(), || instances::apply(app, &action)).await;
         if let Err(error) = done {
             tracing::error!("reconciling failed, it is tried again: {action:?}: {}", Chain(&error));
         }

@@ -34,6 +34,13 @@ impl Action {
             Self::Forget { .. } => "Forget",
         }
     }
+
+    /// Whom it is about.
+    pub(crate) fn instance(&self) -> InstanceId {
+        match self {
+            Self::Place { instance, .. } | Self::Retire { instance } | Self::Forget { instance } => *instance,
+        }
+    }
 }
 
 /// False for the many instances about which nothing can be planned.

@@ -16,8 +16,6 @@ use crate::{service_types, store::Spec};
 
 /// When no size is asked for.
 const DEFAULT_STORAGE: &str = "10g";
-/// Below this Docker refuses a limit.
-const MEMORY_MINIMUM: u64 = 6 << 20;
 /// Longest texts.
 const URL_LIMIT: usize = 512;
 const KEY_LIMIT: usize = 4096;
@@ -98,8 +96,12 @@ pub(crate) fn check(request: CreateInstance) -> Result<Checked, Problem> {
         cpus: field("cpus", cpus.parse())?,
         storage: field("storage_size", storage.parse())?,
     };
-    if resources.memory.get() < MEMORY_MINIMUM {
-        return Err(Problem::invalid("mem_limit: at least 6m is needed"));
+    let minimum = service_types::minimum_memory(&service_type);
+    if resources.memory < minimum {
+        return Err(Problem::invalid(format!(
+            "mem_limit: {} is too little for `{service_type}`: it needs at least {minimum}",
+            resources.memory
+        )));
     }
     let spec = Spec {
         service_type,
