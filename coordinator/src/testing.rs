@@ -84,6 +84,8 @@ pub(crate) fn instance_report(record: &InstanceRecord, phase: Phase) -> Instance
         image_digest: None,
         address: (phase == Phase::Ready).then(|| "10.201.0.10".parse().unwrap()),
         ssh_fingerprint: None,
+        pending_change: false,
+        last_exit: None,
     }
 }
 
@@ -156,6 +158,8 @@ impl TestApp {
             highest_generation,
             facts: facts(),
             instances,
+            events: Vec::new(),
+            findings: Vec::new(),
         };
         report::take_in(Arc::clone(&self.app), node.clone(), report).await.unwrap();
     }

@@ -19,6 +19,8 @@ pub(crate) fn order(desired: Desired, counter: u64) -> InstanceOrder {
         generation: Generation { epoch: 1, counter },
         desired,
         restarts: 0,
+        spec_revision: 0,
+        on_disconnect: crabshack_shared::agent_api::v1::OnDisconnect::Keep,
         spec: InstanceSpec {
             service_type: ServiceType::new(ServiceType::OPENCLAW),
             image: "example/openclaw:1".parse().unwrap(),

@@ -96,6 +96,8 @@ impl Uplink {
                 highest_generation: self.ledger.highest_generation(),
                 facts: self.facts.borrow().clone(),
                 instances: reports.borrow_and_update().as_ref().clone(),
+                events: Vec::new(),
+                findings: Vec::new(),
             };
             match self.client.report(&report).await {
                 Ok(()) => {

@@ -7,7 +7,8 @@
 //! | agent | `GET /v1/orders?revision=N` | long poll: answers when the revision differs, 204 after 30 s |
 //! | agent | `POST /v1/report` | what the node observes |
 //! | coordinator | `GET /v1/instances/{id}/tunnel/{port}` | upgrade `crabshack-tunnel`: bytes to a port of the instance |
-//! | coordinator | `GET /v1/instances/{id}/logs?tail=N` | `{"logs"}` |
+//! | coordinator | `GET /v1/instances/{id}/logs?tail=N` | `{"logs"}`; with `&follow=true` the text itself, without end |
+//! | coordinator | `GET /v1/instances/{id}/stats` | [`v1::Stats`] |
 //!
 //! Coordinator N serves agents N-1: fields are only added, with defaults.
 

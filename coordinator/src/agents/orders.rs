@@ -11,7 +11,7 @@ use axum::{
 use crabshack_shared::{
     agent_api::{
         LONG_POLL_SECONDS,
-        v1::{InstanceOrder, InstanceSpec, Orders},
+        v1::{OnDisconnect, InstanceOrder, InstanceSpec, Orders},
     },
     ids::NodeId,
     problem::Problem,
@@ -80,6 +80,8 @@ fn order(app: &App, record: InstanceRecord) -> Result<InstanceOrder, StoreError>
         generation: record.generation,
         desired: record.desired,
         restarts: record.restarts,
+        spec_revision: 0,
+        on_disconnect: OnDisconnect::Keep,
         spec: InstanceSpec {
             service_type: record.spec.service_type,
             image: record.spec.image,

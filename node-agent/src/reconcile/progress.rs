@@ -120,6 +120,8 @@ impl Progress {
             image_digest: None,
             address: None,
             ssh_fingerprint: None,
+            pending_change: false,
+            last_exit: None,
         });
         state.instances.values().map(|instance| instance.report(probes)).chain(unknown).collect()
     }
@@ -145,6 +147,8 @@ impl Instance {
             image_digest: self.seen.image_digest.clone(),
             address: self.seen.running.as_ref().map(|_| self.entry.link.address),
             ssh_fingerprint: self.seen.ssh_fingerprint.clone(),
+            pending_change: false,
+            last_exit: None,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -36,6 +37,13 @@ pub struct InstanceOrder {
     pub desired: Desired,
     /// Counts asked restarts: a container made for a lower count is made again.
     pub restarts: u64,
+    /// Counts changes that only a new container takes on: one made for a lower count runs on and is
+    /// reported as `pending_change`.
+    #[serde(default)]
+    pub spec_revision: u64,
+    /// What the node does when the coordinator has been away for long.
+    #[serde(default)]
+    pub on_disconnect: OnDisconnect,
     /// What it is.
     pub spec: InstanceSpec,
     /// What must not be printed.
@@ -56,6 +64,21 @@ pub enum Desired {
     Deleted {
         /// The volume too.
         purge: bool,
+    },
+}
+
+/// What a node does with an instance while it cannot reach the coordinator.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "action")]
+pub enum OnDisconnect {
+    /// It runs on: the node lives alone.
+    #[default]
+    Keep,
+    /// The node stops it by its own monotonic clock; only then may another node have it without an
+    /// operator's word.
+    StopAfter {
+        /// Since the coordinator last answered.
+        seconds: u32,
     },
 }
 
@@ -99,6 +122,48 @@ pub struct Report {
     pub facts: NodeFacts,
     /// Every instance the node knows of, ordered or not.
     pub instances: Vec<InstanceReport>,
+    /// What happened since the last event that the coordinator acknowledged, oldest first.
+    #[serde(default)]
+    pub events: Vec<NodeEvent>,
+    /// What `doctor` found on the node.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
+}
+
+/// The coordinator's answer to a report.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportAnswer {
+    /// Every event up to this one is kept: the node may forget them.
+    #[serde(default)]
+    pub events_kept: u64,
+}
+
+/// A change of phase, as the node saw it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeEvent {
+    /// Rises by one with each event of the node, across restarts of the node agent.
+    pub sequence: u64,
+    /// The node's clock.
+    pub at: DateTime<Utc>,
+    /// Whose.
+    pub instance: InstanceId,
+    /// Where it is from then on.
+    pub phase: Phase,
+    /// Why, for people.
+    pub reason: Option<String>,
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What was looked at, like `egress ruleset` or `container limits`.
+    pub subject: String,
+    /// Of which instance; none: of the node.
+    pub instance: Option<InstanceId>,
+    /// What is wrong and, when it is not ours to repair, what to do.
+    pub text: String,
+    /// It was ours and has been put right.
+    pub repaired: bool,
 }
 
 /// What a node observes of one instance.
@@ -122,6 +187,50 @@ pub struct InstanceReport {
     /// Fingerprint of its SSH host key, `SHA256:...`.
     #[serde(default)]
     pub ssh_fingerprint: Option<String>,
+    /// Its container was made from an earlier recipe or specification; the next restart changes that.
+    #[serde(default)]
+    pub pending_change: bool,
+    /// How it last ended, while it is down by itself.
+    #[serde(default)]
+    pub last_exit: Option<LastExit>,
+}
+
+/// How a container ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastExit {
+    /// Its exit code.
+    pub code: i64,
+    /// The kernel ended it at its memory limit.
+    pub out_of_memory: bool,
+    /// The last lines it printed.
+    pub log: String,
+}
+
+/// What an instance uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Processor time since the container started, in nanoseconds.
+    pub cpu_nanoseconds: u64,
+    /// Processors used over the last second, in percent of one.
+    pub cpu_percent: f64,
+    /// Memory that cannot be given back, in bytes.
+    pub memory_used: u64,
+    /// Its limit, in bytes.
+    pub memory_limit: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Bytes received on its link.
+    pub network_received: u64,
+    /// Bytes sent on its link.
+    pub network_sent: u64,
+    /// Bytes read from disks.
+    pub disk_read: u64,
+    /// Bytes written to disks.
+    pub disk_written: u64,
+    /// Size of its volume's content, where the volume can tell.
+    pub volume_used: Option<u64>,
+    /// The volume's limit, where one is enforced.
+    pub volume_limit: Option<u64>,
 }
 
 /// Where an instance is on its way to the desired state.

@@ -7,7 +7,7 @@
 mod scenario;
 mod state;
 
-use std::{collections::BTreeMap, fs, io::Write as _};
+use std::{collections::BTreeMap, env, fs, io::Write as _};
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
@@ -16,10 +16,16 @@ use super::Figures;
 use crate::{
     cluster::{Cluster, Who},
     machine::Machine,
+    process::log_end,
 };
 
 /// The variable that tells a process where to die.
 const HALT_AT: &str = "CRABSHACK_HALT_AT";
+
+/// Narrows a search for a hole: points whose text, like `NodeAgent after:CreateNetwork:1`, holds this.
+const ONLY: &str = "CRABSHACK_TESTS_CRASH_ONLY";
+/// Lines of each log that a hole shows.
+const LOG_LINES: usize = 25;
 
 /// One run of one action in the reference run.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +43,9 @@ pub async fn figures(machine: &Machine, every: usize) -> anyhow::Result<Figures>
     for step in steps.iter().step_by(every) {
         points.extend(["before", "after"].map(|moment| (step.who, format!("{moment}:{}:{}", step.action, step.occurrence))));
     }
+    if let Ok(only) = env::var(ONLY) {
+        points.retain(|(who, point)| format!("{who:?} {point}").contains(&only));
+    }
     let (mut kills, mut missed, mut holes) = (0, 0, 0);
     for (who, point) in points {
         let outcome = run_halted(machine, who, &point).await;
@@ -50,7 +59,7 @@ pub async fn figures(machine: &Machine, every: usize) -> anyhow::Result<Figures>
         };
         if let Some(hole) = hole {
             holes += 1;
-            drop(writeln!(std::io::stderr(), "hole: {who:?} {point}: {hole}"));
+            drop(writeln!(std::io::stderr(), "hole: {who:?} {point}: {hole}\n{}", evidence(machine)));
         }
     }
     let mut figures = Figures::default();
@@ -59,6 +68,12 @@ pub async fn figures(machine: &Machine, every: usize) -> anyhow::Result<Figures>
     figures.add("missed", missed);
     figures.add("holes", holes);
     Ok(figures)
+}
+
+/// The ends of the logs of the run that was just wiped.
+fn evidence(machine: &Machine) -> String {
+    let names = ["coordinator.previous", "node-agent.previous", "evidence.log"];
+    names.map(|name| log_end(&machine.logs().join(name), LOG_LINES)).join("\n")
 }
 
 /// A run without a kill: the end state, and every step in order.

@@ -23,6 +23,8 @@ pub(crate) fn order() -> InstanceOrder {
         generation: Generation { epoch: 1, counter: 1 },
         desired: Desired::Running,
         restarts: 2,
+        spec_revision: 0,
+        on_disconnect: crabshack_shared::agent_api::v1::OnDisconnect::Keep,
         spec: InstanceSpec {
             service_type: ServiceType::new(ServiceType::OPENCLAW),
             image: "crabshack/openclaw:1".parse().unwrap(),
