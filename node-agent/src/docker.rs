@@ -6,11 +6,15 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::Ipv4Addr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use bollard::errors::Error;
+use bollard::models::ContainerSummaryStateEnum;
 use chrono::{DateTime, Utc};
 use crabshack_shared::{generation::Generation, ids::InstanceId};
 use ipnet::Ipv4Net;
@@ -23,11 +27,20 @@ mod exec;
 mod facts;
 mod images;
 mod labels;
+mod limits;
 mod logs;
 mod networks;
 mod observe;
+mod stats;
 
-pub(crate) use self::{error::DockerError, facts::DockerFacts};
+pub(crate) use self::{
+    error::DockerError,
+    events::Happening,
+    facts::DockerFacts,
+    limits::AppliedLimits,
+    logs::{LogLine, LogSource},
+    stats::Usage,
+};
 
 /// A call that Docker answers from what it knows.
 const NORMAL: Duration = Duration::from_secs(30);
@@ -36,8 +49,27 @@ const NORMAL: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub(crate) struct Docker {
     socket: Arc<str>,
-    /// Start times by Docker's container id, so that a running container is inspected once only.
-    started: Arc<Mutex<HashMap<String, DateTime<Utc>>>>,
+    /// By Docker's container id, so that a container is inspected when something happened to it only.
+    known: Arc<Mutex<HashMap<String, Known>>>,
+    kernel: Arc<KernelAbilities>,
+}
+
+/// What the last inspection of a container said; true while the list calls its state the same.
+#[derive(Debug, Clone)]
+struct Known {
+    instance: InstanceId,
+    listed: ContainerSummaryStateEnum,
+    state: ContainerState,
+    limits: AppliedLimits,
+}
+
+/// What this kernel's cgroups can do; known once the facts were asked for.
+#[derive(Debug, Default)]
+struct KernelAbilities {
+    /// One container can get less of a disk than another.
+    io_weight: AtomicBool,
+    /// Swapping has a switch per container (cgroup v1).
+    swappiness: AtomicBool,
 }
 
 impl Docker {
@@ -52,8 +84,25 @@ impl Docker {
         }
         Ok(Self {
             socket: path.into(),
-            started: Arc::default(),
+            known: Arc::default(),
+            kernel: Arc::default(),
         })
+    }
+
+    /// Has the containers of these instances inspected anew by the next observation.
+    pub(crate) fn forget(&self, mut of: impl FnMut(InstanceId) -> bool) {
+        self.known().retain(|_, known| !of(known.instance));
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn body_options(&self) -> body::Options {
+        body::Options {
+            io_weight: self.kernel.io_weight.load(Ordering::Relaxed),
+            swappiness: self.kernel.swappiness.load(Ordering::Relaxed),
+        }
     }
 
     /// A client whose answers must begin within the limit. Only unix sockets are dialled, and the
@@ -101,6 +150,10 @@ pub(crate) struct Container {
     pub(crate) restarts: u64,
     /// Generation of the order it was made for.
     pub(crate) generation: Generation,
+    /// The specification's revision it was made from.
+    pub(crate) spec_revision: u64,
+    /// What it may use now.
+    pub(crate) limits: AppliedLimits,
     /// `sha256:...` of its image.
     pub(crate) image_id: String,
     /// What it does.
@@ -125,7 +178,8 @@ pub(crate) enum ContainerState {
     Exited {
         /// Exit code; 128 + signal when it was killed.
         code: i64,
-        /// The kernel killed a process of it for want of memory.
+        /// The kernel killed a process of it for want of memory, in this run or in one before: Docker
+        /// does not take the flag back when it starts the container again.
         oom: bool,
         /// When.
         finished_at: DateTime<Utc>,

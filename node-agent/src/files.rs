@@ -87,14 +87,20 @@ async fn write_as(folder: &InstanceFolder, files: &Files, owner: Owner) -> Resul
     })
 }
 
-/// Whether [`write`] would change anything, or the instance has not been told of an earlier change.
-/// Reads a handful of small files.
+/// Whether [`write`] would change anything. Reads a handful of small files.
 pub(crate) fn differs(folder: &InstanceFolder, files: &Files) -> bool {
     let Ok(wanted) = render::render(files) else { return true };
     let changed = wanted
         .iter()
         .any(|file| !same(&folder.etc.join(file.name), file.content.as_deref()));
-    changed || configure_pending(folder) || (files.ssh && !host_key::complete(&folder.etc))
+    changed || (files.ssh && !host_key::complete(&folder.etc))
+}
+
+/// Whether a running instance has taken over the managed settings, as far as [`configure_done`] says.
+/// Keys and certificates that it reads anew each time need no telling.
+pub(crate) fn is_told(folder: &InstanceFolder, files: &Files) -> bool {
+    let managed = render::managed(files);
+    same(&folder.etc.join(MANAGED), Some(&managed)) && !configure_pending(folder)
 }
 
 /// Whether the managed settings changed and a running instance has not been told.

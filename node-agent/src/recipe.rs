@@ -28,7 +28,9 @@ pub(crate) use openclaw::tests as openclaw_fixture;
 
 /// Raise it when a container must be made differently though its spec is the same: whatever
 /// `docker/body.rs` adds on its own is covered by this number only.
-const RECIPE_VERSION: u32 = 1;
+///
+/// The feature stands for a later product in the tests of upgrades.
+const RECIPE_VERSION: u32 = if cfg!(feature = "changed-recipe") { u32::MAX } else { 2 };
 
 /// The port on which an instance's sshd listens.
 pub(crate) const SSH_PORT: u16 = 2222;
@@ -68,12 +70,36 @@ pub(crate) struct Recipe {
     pub(crate) reconfigure: &'static [&'static str],
     /// With less, the instance does not get up.
     pub(crate) minimum_memory: Bytes,
+    /// Most processes and threads.
+    pub(crate) pids: i64,
     /// Exit codes that a further start would only repeat.
     pub(crate) never_restart_exit: &'static [i64],
     /// The container to make.
     pub(crate) container: fn(&RecipeInput<'_>) -> ContainerSpec,
     /// The files to put beside it.
     pub(crate) files: fn(&RecipeInput<'_>) -> Files,
+}
+
+impl Recipe {
+    /// What an instance of this recipe may use.
+    pub(crate) fn limits(&self, spec: &InstanceSpec) -> Limits {
+        Limits {
+            memory: spec.resources.memory,
+            cpus: spec.resources.cpus,
+            pids: self.pids,
+        }
+    }
+}
+
+/// What a container may use. Changes while it runs, so it is no part of the recipe's hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Without swap on top.
+    pub(crate) memory: Bytes,
+    /// Processor time.
+    pub(crate) cpus: Cpus,
+    /// Processes and threads.
+    pub(crate) pids: i64,
 }
 
 /// What a recipe is applied to.
@@ -106,12 +132,6 @@ pub(crate) struct ContainerSpec {
     pub(crate) mounts: Vec<Mount>,
     /// Folders in memory.
     pub(crate) tmpfs: Vec<Tmpfs>,
-    /// Limit, without swap on top.
-    pub(crate) memory: Bytes,
-    /// Limit.
-    pub(crate) cpus: Cpus,
-    /// Most processes and threads.
-    pub(crate) pids: i64,
     /// Its network and address.
     pub(crate) link: Link,
     /// Ports that the node forwards.
@@ -124,13 +144,19 @@ pub(crate) struct ContainerSpec {
     pub(crate) stop_grace: Duration,
     /// Docker's runtime; none: its default.
     pub(crate) runtime: Option<&'static str>,
+    /// What it may use at first.
+    #[serde(skip)]
+    pub(crate) limits: Limits,
     /// The asked restarts that led to this container.
     #[serde(skip)]
     pub(crate) restarts: u64,
+    /// Revision of the specification that led to this container.
+    #[serde(skip)]
+    pub(crate) spec_revision: u64,
     /// Generation of the order that led to this container.
     #[serde(skip)]
     pub(crate) generation: Generation,
-    /// Hash of everything above but these two: differs when the container must be made again.
+    /// Hash of everything above but what is skipped: differs when the next container is another one.
     #[serde(skip)]
     pub(crate) recipe: String,
 }

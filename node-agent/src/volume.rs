@@ -1,31 +1,38 @@
-//! The disk of an instance. The only place that knows how a volume is kept: today a plain
-//! directory, so without a hard quota.
+//! The disk of an instance. The only place that knows how a volume is kept: as a btrfs subvolume
+//! whose size the kernel bounds, or as a plain folder where there is no btrfs with quotas.
+//!
+//! A home gets its name when it is complete, so whatever has that name is whole. The folder above it
+//! belongs to root alone: its names cannot be swapped by a tenant, and names below it are never
+//! followed.
+
+mod btrfs;
+mod folder;
+mod nested;
+mod sysfs;
+mod usage;
 
 use std::{
-    ffi::OsStr,
-    fs::{self, DirBuilder, File, Permissions},
+    collections::BTreeMap,
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
-    process::Stdio,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crabshack_shared::ids::InstanceId;
-use tokio::{process::Command, task::spawn_blocking};
+use crabshack_shared::{ids::InstanceId, resources::Bytes};
+use tokio::task::spawn_blocking;
 
-/// Who owns what an instance may read and write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Owner {
-    /// User id.
-    pub(crate) uid: u32,
-    /// Group id.
-    pub(crate) gid: u32,
-}
+use self::{
+    btrfs::{Btrfs, Found},
+    nested::Nested,
+};
+pub(crate) use self::{
+    btrfs::{BTRFS, is_btrfs},
+    folder::{AGENT, InstanceFolder, Owner},
+    usage::{Storage, Volume, VolumeUsage},
+};
+use crate::command::CommandError;
 
-/// The user `agent` of every image.
-pub(crate) const AGENT: Owner = Owner { uid: 1000, gid: 1000 };
-
-/// Why a volume could not be made, found or removed.
+/// Why a volume could not be made, found, limited or removed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VolumeError {
     /// The filesystem refused.
@@ -45,50 +52,64 @@ pub(crate) enum VolumeError {
         /// Where.
         path: PathBuf,
     },
-    /// Part of the volume is still there.
-    #[error("{path} could not be removed in full: {message}")]
-    Remains {
+    /// A program of the system failed.
+    #[error("cannot {action} {path}")]
+    Command {
+        /// What was tried.
+        action: &'static str,
         /// Where.
         path: PathBuf,
-        /// What was said.
-        message: String,
+        /// Why not.
+        #[source]
+        source: CommandError,
+    },
+    /// The pool is promised to others.
+    #[error(
+        "{wanted} more does not fit: {promised} of the pool's {capacity} are promised; grow it with `crabshack-node-agent pool grow`, or delete instances"
+    )]
+    NoRoom {
+        /// What was asked for.
+        wanted: Bytes,
+        /// The sum of all limits.
+        promised: Bytes,
+        /// What may be promised in all.
+        capacity: Bytes,
+    },
+    /// More is stored than the new limit allows.
+    #[error("the volume cannot shrink to {wanted}: {used} are used; delete files first")]
+    TooSmall {
+        /// The new limit.
+        wanted: Bytes,
+        /// What is stored.
+        used: Bytes,
     },
 }
 
-/// Where one instance's things are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct InstanceFolder {
-    /// All of it. Only root may enter, so nobody else on the node sees what is in it.
-    pub(crate) root: PathBuf,
-    /// The volume: the instance's home.
-    pub(crate) home: PathBuf,
-    /// What the node agent writes and the instance reads.
-    pub(crate) etc: PathBuf,
-}
-
-impl InstanceFolder {
-    /// The paths below the folder of all instances.
-    pub(crate) fn new(instances: &Path, id: InstanceId) -> Self {
-        let root = instances.join(id.to_string());
-        Self {
-            home: root.join("home"),
-            etc: root.join("etc"),
-            root,
-        }
-    }
-}
-
 /// All volumes of the node.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Volumes {
     root: PathBuf,
     owner: Owner,
+    btrfs: Option<Btrfs>,
+    /// Why nothing bounds new volumes.
+    unbounded: Option<String>,
+    known: Mutex<BTreeMap<InstanceId, Volume>>,
+    nested: Mutex<Nested>,
+    /// Held while a promise is checked and made, so that two cannot take the same room.
+    promising: tokio::sync::Mutex<()>,
 }
 
 impl Volumes {
-    /// Volumes below this folder, which is made when the first one is.
-    pub(crate) fn new(root: PathBuf) -> Self {
-        Self { root, owner: AGENT }
+    /// Volumes below this folder, made with what its filesystem offers.
+    pub(crate) async fn open(root: PathBuf) -> Result<Self, VolumeError> {
+        let (path, owner) = (root.clone(), AGENT);
+        blocking("make", root.clone(), move || folder::make_private(&path)).await?;
+        let (btrfs, unbounded) = match Btrfs::find(&root).await {
+            Found::Quotas(btrfs) => (Some(btrfs), None),
+            Found::Nothing(reason) => (None, Some(reason)),
+        };
+        let (known, nested, promising) = Default::default();
+        Ok(Self { root, owner, btrfs, unbounded, known, nested, promising })
     }
 
     /// Where an instance's things are, whether they exist or not.
@@ -96,55 +117,158 @@ impl Volumes {
         InstanceFolder::new(&self.root, id)
     }
 
-    /// Makes the folders of an instance, or completes them; what is in them stays. Idempotent.
-    pub(crate) async fn ensure(&self, id: InstanceId) -> Result<(), VolumeError> {
-        let (root, folder, owner) = (self.root.clone(), self.folder(id), self.owner);
-        blocking("make", folder.root.clone(), move || make(&root, &folder, owner)).await
+    /// Makes the volume of an instance, or completes it; what is in it stays. Idempotent.
+    pub(crate) async fn ensure(&self, id: InstanceId, size: Bytes) -> Result<(), VolumeError> {
+        let (folder, root, owner) = (self.folder(id), self.root.clone(), self.owner);
+        let work = folder.clone();
+        let finished = blocking("make", folder.root.clone(), move || folder::prepare(&root, &work, owner)).await?;
+        if !finished {
+            match &self.btrfs {
+                Some(btrfs) => self.make_subvolume(btrfs, id, &folder, size).await?,
+                None => {
+                    self.discard(&folder.unfinished).await?;
+                    let path = folder.unfinished.clone();
+                    blocking("make", path.clone(), move || folder::make_plain(&path)).await?;
+                }
+            }
+            blocking("name", folder.home.clone(), move || folder::finish(&folder, owner)).await?;
+        }
+        self.lock().remove(&id);
+        Ok(())
+    }
+
+    /// Bounds a volume to a new size while it is in use. A plain folder stays unbounded.
+    pub(crate) async fn limit(&self, id: InstanceId, size: Bytes) -> Result<(), VolumeError> {
+        let Some(btrfs) = &self.btrfs else { return Ok(()) };
+        let folder = self.folder(id);
+        self.lock().remove(&id);
+        let Volume::Quota(usage) = self.volume(id).await? else { return Ok(()) };
+        if usage.used > size {
+            return Err(VolumeError::TooSmall { wanted: size, used: usage.used });
+        }
+        let failed = |source| VolumeError::Command { action: "limit", path: folder.home.clone(), source };
+        let _promise = self.promising.lock().await;
+        self.check_promise(btrfs, size, usage.limit.unwrap_or(Bytes::new(0)))?;
+        btrfs.limit(id, size).await.map_err(failed)?;
+        if usage.limit.is_none() {
+            // It came here without its group, like one that was put back by hand.
+            btrfs.adopt(id, &folder.home).await.map_err(failed)?;
+        }
+        self.lock().remove(&id);
+        Ok(())
     }
 
     /// Removes everything of an instance, also what an earlier call left. Idempotent.
-    ///
-    /// In a process of its own: a tenant can nest folders deeper than our stack and our file
-    /// descriptors reach, and `rm` neither recurses nor follows links.
     pub(crate) async fn remove(&self, id: InstanceId) -> Result<(), VolumeError> {
-        let path = self.folder(id).root;
-        if !self.exists(id).await? {
-            return Ok(());
+        let folder = self.folder(id);
+        if let Some(btrfs) = &self.btrfs {
+            self.remove_subvolumes(btrfs, id, &folder).await?;
         }
-        let output = Command::new("rm")
-            .args(["--recursive", "--force", "--one-file-system", "--"])
-            .arg(&path)
-            .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .kill_on_drop(true)
-            .output()
-            .await
-            .map_err(|source| VolumeError::Disk {
-                action: "run `rm` on",
-                path: path.clone(),
-                source,
-            })?;
-        if !output.status.success() {
-            let message = String::from_utf8_lossy(&output.stderr).trim().chars().take(500).collect();
-            return Err(VolumeError::Remains { path, message });
-        }
+        self.discard(&folder.root).await?;
         let root = self.root.clone();
-        blocking("write down the removal of", path, move || sync(&root)).await
+        blocking("write down the removal of", folder.root.clone(), move || folder::sync(&root)).await?;
+        if let Some(btrfs) = &self.btrfs {
+            // The kernel still frees the data; a later sweep removes the group then.
+            drop(btrfs.remove_group(btrfs::group(id)).await);
+        }
+        self.lock().remove(&id);
+        Ok(())
     }
 
-    /// Whether anything of the instance's volume is here.
-    pub(crate) async fn exists(&self, id: InstanceId) -> Result<bool, VolumeError> {
-        let path = self.folder(id).root;
-        blocking("look at", path.clone(), move || Ok(present(&path)?)).await
+    /// Every instance of which anything is here. What is not named like one is passed over. Sizes are
+    /// those of the last [`Self::refresh`].
+    pub(crate) async fn list(&self) -> Result<BTreeMap<InstanceId, Volume>, VolumeError> {
+        let root = self.root.clone();
+        let ids = blocking("list", root.clone(), move || Ok(folder::list(&root)?)).await?;
+        let mut volumes = BTreeMap::new();
+        for id in ids {
+            let known = self.lock().get(&id).cloned();
+            let volume = match known {
+                Some(volume) => volume,
+                None => self.volume(id).await?,
+            };
+            volumes.insert(id, volume);
+        }
+        self.lock().retain(|id, _| volumes.contains_key(id));
+        Ok(volumes)
     }
 
-    /// Every instance that has a volume here. What is not named like one is passed over.
-    pub(crate) async fn list(&self) -> Result<Vec<InstanceId>, VolumeError> {
+    /// Reads all sizes again: a few small files per instance, no program is run.
+    pub(crate) async fn refresh(&self) -> Result<(), VolumeError> {
         let root = self.root.clone();
-        blocking("list", root.clone(), move || Ok(list(&root)?)).await
+        for id in blocking("list", root.clone(), move || Ok(folder::list(&root)?)).await? {
+            self.volume(id).await?;
+        }
+        Ok(())
+    }
+
+    /// The disk behind the volumes.
+    pub(crate) async fn storage(&self) -> Result<Storage, VolumeError> {
+        let (root, btrfs) = (self.root.clone(), self.btrfs.clone());
+        let unbounded = self.unbounded.clone();
+        let nested = self.nested().count();
+        blocking("look at", root.clone(), move || {
+            let mut storage = Storage::of(&root)?;
+            storage.unbounded = unbounded;
+            storage.nested = nested;
+            storage.promised = btrfs.map(|btrfs| btrfs.promised()).transpose()?;
+            Ok(storage)
+        })
+        .await
+    }
+
+    /// Looks at one volume, and remembers what it saw.
+    async fn volume(&self, id: InstanceId) -> Result<Volume, VolumeError> {
+        let (folder, btrfs) = (self.folder(id), self.btrfs.clone());
+        let path = folder.home.clone();
+        let mut volume = blocking("look at", path, move || match folder::subvolume(&folder.home)? {
+            None => Ok(Volume::Unfinished),
+            Some(true) if let Some(btrfs) = &btrfs => Ok(Volume::Quota(btrfs.usage(id)?)),
+            Some(_) => Ok(Volume::Plain),
+        })
+        .await?;
+        let mut known = self.lock();
+        if let Volume::Quota(usage) = &mut volume {
+            usage.nested = self.nested().count_of(id);
+            usage.show_after(known.get(&id));
+        }
+        known.insert(id, volume.clone());
+        Ok(volume)
+    }
+
+    async fn make_subvolume(&self, btrfs: &Btrfs, id: InstanceId, folder: &InstanceFolder, size: Bytes) -> Result<(), VolumeError> {
+        let failed = |source| VolumeError::Command { action: "make", path: folder.home.clone(), source };
+        self.remove_subvolumes(btrfs, id, folder).await?;
+        self.discard(&folder.unfinished).await?;
+        let _promise = self.promising.lock().await;
+        self.check_promise(btrfs, size, btrfs.usage(id).ok().and_then(|usage| usage.limit).unwrap_or(Bytes::new(0)))?;
+        // The limit stands before there is anything that it could have to stop.
+        btrfs.limit(id, size).await.map_err(failed)?;
+        btrfs.create(id, &folder.unfinished).await.map_err(failed)
+    }
+
+    fn check_promise(&self, btrfs: &Btrfs, wanted: Bytes, held: Bytes) -> Result<(), VolumeError> {
+        let failed = |source| VolumeError::Disk { action: "look at", path: self.root.clone(), source };
+        let promised = btrfs.promised().map_err(failed)?;
+        let capacity = Storage::of(&self.root).map_err(failed)?.capacity();
+        if wanted > held && promised.get() - held.get() + wanted.get() > capacity.get() {
+            return Err(VolumeError::NoRoom { wanted, promised, capacity });
+        }
+        Ok(())
+    }
+
+    /// Removes a folder of ours with all that is in it.
+    async fn discard(&self, path: &Path) -> Result<(), VolumeError> {
+        let failed = |source| VolumeError::Command { action: "remove", path: path.to_owned(), source };
+        folder::discard(path).await.map_err(failed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Volume>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn nested(&self) -> MutexGuard<'_, Nested> {
+        self.nested.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -174,141 +298,5 @@ async fn blocking<T: Send + 'static>(
     })
 }
 
-fn make(root: &Path, folder: &InstanceFolder, owner: Owner) -> Result<(), Stop> {
-    DirBuilder::new().recursive(true).mode(0o700).create(root)?;
-    make_folder(&folder.root, 0o700, None)?;
-    make_folder(&folder.home, 0o750, Some(owner))?;
-    make_folder(&folder.etc, 0o755, None)?;
-    sync(&folder.root)?;
-    sync(root)
-}
-
-/// Nobody but root can write to the parents, so these paths cannot be swapped under our feet.
-fn make_folder(path: &Path, mode: u32, owner: Option<Owner>) -> Result<(), Stop> {
-    let made = match DirBuilder::new().mode(mode).create(path) {
-        Ok(()) => true,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-        Err(error) => return Err(error.into()),
-    };
-    let metadata = fs::symlink_metadata(path)?;
-    if !metadata.is_dir() {
-        return Err(Stop::NotAFolder(path.to_owned()));
-    }
-    // Wrong owner: it is new, or we were killed right after making it. Later the mode of the home
-    // is the tenant's own business.
-    let foreign = owner.is_some_and(|owner| (metadata.uid(), metadata.gid()) != (owner.uid, owner.gid));
-    if made || foreign || owner.is_none() {
-        fs::set_permissions(path, Permissions::from_mode(mode))?;
-    }
-    if let Some(owner) = owner.filter(|_| foreign) {
-        chown(path, Some(owner.uid), Some(owner.gid))?;
-    }
-    Ok(())
-}
-
-fn present(path: &Path) -> io::Result<bool> {
-    match fs::symlink_metadata(path) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-fn list(root: &Path) -> io::Result<Vec<InstanceId>> {
-    let entries = match fs::read_dir(root) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut ids = Vec::new();
-    for entry in entries {
-        let name = entry?.file_name();
-        ids.extend(OsStr::to_str(&name).and_then(|name| name.parse::<InstanceId>().ok()));
-    }
-    ids.sort_unstable();
-    Ok(ids)
-}
-
-fn sync(folder: &Path) -> Result<(), Stop> {
-    Ok(File::open(folder)?.sync_all()?)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn volumes(root: &Path) -> Volumes {
-        let metadata = fs::metadata(root).unwrap();
-        // Whoever runs the tests, so that they need not be root.
-        let owner = Owner {
-            uid: metadata.uid(),
-            gid: metadata.gid(),
-        };
-        Volumes {
-            root: root.join("instances"),
-            owner,
-        }
-    }
-
-    #[tokio::test]
-    async fn volume__should_be_made_and_removed_any_number_of_times() {
-        let data = tempfile::tempdir().unwrap();
-        let volumes = volumes(data.path());
-        let id = InstanceId::random();
-        assert_eq!(volumes.list().await.unwrap(), []);
-        volumes.remove(id).await.unwrap();
-
-        volumes.ensure(id).await.unwrap();
-        let folder = volumes.folder(id);
-        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
-        assert_eq!(
-            (mode(&folder.root), mode(&folder.home), mode(&folder.etc)),
-            (0o700, 0o750, 0o755)
-        );
-        fs::write(folder.home.join("kept"), "").unwrap();
-        fs::create_dir(data.path().join("instances/lost+found")).unwrap();
-        volumes.ensure(id).await.unwrap();
-        assert!(folder.home.join("kept").exists());
-        assert_eq!(volumes.list().await.unwrap(), [id]);
-
-        volumes.remove(id).await.unwrap();
-        assert!(!volumes.exists(id).await.unwrap());
-        volumes.remove(id).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn volume__should_be_removed_without_following_links_or_breaking_on_depth() {
-        let data = tempfile::tempdir().unwrap();
-        let outside = data.path().join("outside");
-        fs::create_dir(&outside).unwrap();
-        fs::write(outside.join("kept"), "").unwrap();
-        let volumes = volumes(data.path());
-        let id = InstanceId::random();
-        volumes.ensure(id).await.unwrap();
-        let home = volumes.folder(id).home;
-        std::os::unix::fs::symlink(&outside, home.join("link")).unwrap();
-        // One path may not be longer than 4096 bytes, so nest by moving the old tree into a new folder.
-        for _ in 0..5000 {
-            let (tree, outer) = (home.join("tree"), home.join("outer"));
-            fs::create_dir(&outer).unwrap();
-            if tree.exists() {
-                fs::rename(&tree, outer.join("d")).unwrap();
-            }
-            fs::rename(&outer, &tree).unwrap();
-        }
-        volumes.remove(id).await.unwrap();
-        assert!(!volumes.exists(id).await.unwrap());
-        assert!(outside.join("kept").exists());
-    }
-
-    #[tokio::test]
-    async fn volume__should_refuse_a_link_in_its_place() {
-        let data = tempfile::tempdir().unwrap();
-        let volumes = volumes(data.path());
-        let id = InstanceId::random();
-        let folder = volumes.folder(id);
-        fs::create_dir_all(&folder.root).unwrap();
-        std::os::unix::fs::symlink("/", &folder.home).unwrap();
-        assert!(matches!(volumes.ensure(id).await, Err(VolumeError::NotAFolder { .. })));
-    }
-}
+mod tests;

@@ -127,7 +127,16 @@ impl<'machine> Cluster<'machine> {
         self.set(Who::NodeAgent, "CRABSHACK_JOIN_TOKEN", &token);
         self.start(Who::NodeAgent)?;
         self.unset(Who::NodeAgent, "CRABSHACK_JOIN_TOKEN");
-        self.ready(Who::NodeAgent).await
+        self.ready(Who::NodeAgent).await?;
+        self.node_known().await
+    }
+
+    /// Waits until the coordinator knows what its node can hold.
+    pub async fn node_known(&self) -> anyhow::Result<()> {
+        become_true("the coordinator knows its node", PATIENCE, async || {
+            Ok(self.client.get("/nodes").await?.success()?[0]["memory"].is_number())
+        })
+        .await
     }
 
     /// Where a process keeps its data.

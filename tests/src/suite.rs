@@ -127,7 +127,8 @@ pub fn build() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn show_logs(folder: &Path) {
+/// Writes the ends of all logs of a machine to standard error.
+pub fn show_logs(folder: &Path) {
     let mut output = std::io::stderr();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         // There is nowhere to complain to if standard error is closed.

@@ -135,7 +135,10 @@ async fn own_orders(machine: &Machine) -> anyhow::Result<()> {
             "a foreign report was believed"
         );
         become_true("the foreign report is in the log", PATIENCE, async || {
-            Ok(fs::read_to_string(cluster.log(Who::Coordinator))?.contains(&id))
+            let log = fs::read_to_string(cluster.log(Who::Coordinator))?;
+            Ok(log
+                .lines()
+                .any(|line| line.contains("WARN") && line.contains(&id) && line.contains(second.id.as_str())))
         })
         .await?;
         // A node is no coordinator.

@@ -146,7 +146,7 @@ configure_base() {
 
 # npm_install FOLDER LOG: exactly what the lock file says. No script of a package is run.
 npm_install() {
-  run_logged "npm" "$2" npm ci --prefix "$1" --ignore-scripts --no-audit --no-fund --cache "$WORK_DIR/npm-cache"
+  run_logged "npm" "$2" npm ci --prefix "$1" --ignore-scripts --no-audit --no-fund --loglevel=error --cache "$WORK_DIR/npm-cache"
 }
 
 # Any npm fetches the pinned Node.js and npm; these do the rest.
@@ -156,6 +156,8 @@ install_node() {
   npm_install "$WORK_DIR/builder" "$CACHE_DIR/node.log"
   NODE_BINARY="$WORK_DIR/builder/node_modules/node-linux-$(node_architecture)/bin/node"
   chmod 755 "$NODE_BINARY"
+  # Some versions of npm link it themselves, some do not.
+  ln -sf "$NODE_BINARY" "$WORK_DIR/builder/node_modules/.bin/node"
   "$NODE_BINARY" --version >/dev/null || fail "the Node.js from npm does not run on this machine"
 }
 

@@ -6,20 +6,32 @@ use std::collections::HashMap;
 use bollard::models::{
     ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Ipam,
     IpamConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType, NetworkCreateRequest, NetworkingConfig,
-    PortBinding, RestartPolicy, RestartPolicyNameEnum,
+    PortBinding, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 
-use super::{docker_name, labels};
+use super::{AppliedLimits, docker_name, labels};
 use crate::{link::Link, recipe::ContainerSpec, volume::AGENT};
 
 /// Option of a bridge network: name of its interface.
 pub(super) const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 
-/// Docker measures CPU time in slices of 100 ms.
-const CPU_PERIOD_MICROSECONDS: i64 = 100_000;
-
 /// When memory runs out on the node, an instance goes before Docker and ourselves.
 const OOM_SCORE_ADJUST: i64 = 500;
+
+/// Weight of an instance's disk requests, where other processes have 100 or 500. Not more: the engine
+/// turns it into 51 of cgroup v2's `io.weight`, whose default is 100.
+const IO_WEIGHT: u16 = 15;
+/// `/dev/shm`: in memory, so it counts against the instance's limit.
+const SHARED_MEMORY: i64 = 64 << 20;
+/// Open files of one process.
+const OPEN_FILES: i64 = 65_536;
+
+/// What the node's kernel has beyond the least that is needed.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Options {
+    pub(super) io_weight: bool,
+    pub(super) swappiness: bool,
+}
 
 /// The network of a link. Masquerading and filtering are our ruleset's, not Docker's.
 pub(super) fn network(link: &Link) -> NetworkCreateRequest {
@@ -48,7 +60,7 @@ pub(super) fn network(link: &Link) -> NetworkCreateRequest {
 }
 
 /// The container of a spec, made from this image (a reference or an id).
-pub(super) fn container(spec: &ContainerSpec, image: String) -> ContainerCreateBody {
+pub(super) fn container(spec: &ContainerSpec, image: String, options: Options) -> ContainerCreateBody {
     let network = docker_name(spec.instance);
     let endpoint = EndpointSettings {
         ipam_config: Some(EndpointIpamConfig {
@@ -67,11 +79,12 @@ pub(super) fn container(spec: &ContainerSpec, image: String) -> ContainerCreateB
             (labels::INSTANCE, spec.instance.to_string()),
             (labels::RECIPE, spec.recipe.clone()),
             (labels::RESTARTS, spec.restarts.to_string()),
+            (labels::SPEC, spec.spec_revision.to_string()),
             (labels::GENERATION, spec.generation.to_string()),
         ])),
         stop_signal: Some(spec.stop_signal.to_owned()),
         stop_timeout: Some(i64::try_from(spec.stop_grace.as_secs()).unwrap_or(i64::MAX)),
-        host_config: Some(host(spec, &network)),
+        host_config: Some(host(spec, &network, options)),
         networking_config: Some(NetworkingConfig {
             endpoints_config: Some(HashMap::from([(network, endpoint)])),
         }),
@@ -79,9 +92,8 @@ pub(super) fn container(spec: &ContainerSpec, image: String) -> ContainerCreateB
     }
 }
 
-fn host(spec: &ContainerSpec, network: &str) -> HostConfig {
-    // In range: parsed sizes fit into signed 64 bits.
-    let memory = i64::try_from(spec.memory.get()).unwrap_or(i64::MAX);
+fn host(spec: &ContainerSpec, network: &str, options: Options) -> HostConfig {
+    let limits = AppliedLimits::of(&spec.limits);
     HostConfig {
         network_mode: Some(network.to_owned()),
         port_bindings: Some(ports(spec)),
@@ -101,12 +113,17 @@ fn host(spec: &ContainerSpec, network: &str) -> HostConfig {
                 })
                 .collect(),
         ),
-        memory: Some(memory),
-        memory_swap: Some(memory),
+        memory: Some(limits.memory),
+        memory_swap: Some(limits.memory_swap),
+        memory_swappiness: options.swappiness.then_some(0),
         // Not NanoCpus, which the engine refuses above the machine's own number.
-        cpu_period: Some(CPU_PERIOD_MICROSECONDS),
-        cpu_quota: Some(i64::from(spec.cpus.milli()) * CPU_PERIOD_MICROSECONDS / 1000),
-        pids_limit: Some(spec.pids),
+        cpu_period: Some(limits.cpu_period),
+        cpu_quota: Some(limits.cpu_quota),
+        pids_limit: Some(limits.pids),
+        blkio_weight: options.io_weight.then_some(IO_WEIGHT),
+        shm_size: Some(SHARED_MEMORY),
+        // No `nproc`: that one counts per user id, and all instances share theirs.
+        ulimits: Some(vec![ulimit("core", 0), ulimit("nofile", OPEN_FILES)]),
         oom_score_adj: Some(OOM_SCORE_ADJUST),
         init: Some(true),
         privileged: Some(false),
@@ -126,6 +143,14 @@ fn host(spec: &ContainerSpec, network: &str) -> HostConfig {
             config: Some(map([("max-size", "10m".to_owned()), ("max-file", "3".to_owned())])),
         }),
         ..HostConfig::default()
+    }
+}
+
+fn ulimit(name: &str, limit: i64) -> ResourcesUlimits {
+    ResourcesUlimits {
+        name: Some(name.to_owned()),
+        soft: Some(limit),
+        hard: Some(limit),
     }
 }
 
@@ -176,7 +201,7 @@ mod tests {
     #[test]
     fn body__should_be_as_written_down() {
         let order = order();
-        let body = container(&spec(&order), order.spec.image.to_string());
+        let body = container(&spec(&order), order.spec.image.to_string(), Options::default());
         let made = serde_json::json!({ "container": body, "network": network(&link(order.id)) });
         let written: serde_json::Value = serde_json::from_str(include_str!("expected.json")).unwrap();
         assert_eq!(made, written, "changed: raise RECIPE_VERSION; made:\n{made:#}");

@@ -1,6 +1,6 @@
 //! One container per instance: make, start, stop, remove.
 
-use std::{sync::PoisonError, time::Duration};
+use std::time::Duration;
 
 use bollard::{
     models::{ContainerInspectResponse, ContainerStateStatusEnum},
@@ -24,8 +24,8 @@ const STOP_MARGIN: Duration = Duration::from_secs(15);
 const REMOVAL_PERIOD: Duration = Duration::from_millis(200);
 
 impl Docker {
-    /// Makes the container of a spec, and does not start it. Idempotent: one of the same recipe and
-    /// restarts is success, any other under its name is a conflict and stays.
+    /// Makes the container of a spec, and does not start it. Idempotent: one of the same recipe, revision
+    /// and restarts is success, any other under its name is a conflict and stays.
     pub(crate) async fn create_container(&self, spec: &ContainerSpec) -> Result<(), DockerError> {
         let no_image = || DockerError::NoImage {
             image: spec.image.clone(),
@@ -34,7 +34,7 @@ impl Docker {
         let options = CreateContainerOptionsBuilder::default()
             .name(&docker_name(spec.instance))
             .build();
-        let request = body::container(spec, image.name);
+        let request = body::container(spec, image.name, self.body_options());
         let result = self
             .call(NORMAL, |client| async move {
                 client.create_container(Some(options), request).await
@@ -62,7 +62,7 @@ impl Docker {
             })
             .await;
         // It may be the same container as before, with another start time.
-        self.started.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.forget(|known| known == instance);
         let Err(error) = result else { return Ok(()) };
         let text = message(&error);
         match status(&error) {
@@ -87,6 +87,22 @@ impl Docker {
             Ok(()) => Ok(()),
             Err(error) if status(&error) == Some(404) => Ok(()),
             Err(error) => Err(DockerError::of("stop the container", error)),
+        }
+    }
+
+    /// Lets a paused container go on. Idempotent; one that is not paused is success.
+    pub(crate) async fn unpause_container(&self, instance: InstanceId) -> Result<(), DockerError> {
+        let name = docker_name(instance);
+        let result = self
+            .call(NORMAL, |client| async move { client.unpause_container(&name).await })
+            .await;
+        self.forget(|known| known == instance);
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) if status(&error) == Some(404) => Err(DockerError::NoSuchContainer { instance }),
+            // Old engines answer 500, newer ones 409.
+            Err(error) if ["is not paused", "is not running"].iter().any(|text| message(&error).contains(text)) => Ok(()),
+            Err(error) => Err(DockerError::of("unpause the container", error)),
         }
     }
 
@@ -160,7 +176,8 @@ impl Docker {
         }
         let labels = found.config.as_ref().and_then(|config| config.labels.as_ref());
         let made_from = labels::made_from(labels);
-        if made_from.recipe == spec.recipe && made_from.restarts == spec.restarts {
+        let made_for = (made_from.restarts, made_from.spec_revision);
+        if made_from.recipe == spec.recipe && made_for == (spec.restarts, spec.spec_revision) {
             Ok(())
         } else {
             conflict("one of another recipe is there".to_owned())

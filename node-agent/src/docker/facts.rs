@@ -1,5 +1,7 @@
 //! What this Docker is, so that the node can refuse one it cannot work with.
 
+use std::{fs, path::Path, sync::atomic::Ordering};
+
 use bollard::models::SystemInfoCgroupVersionEnum;
 
 use super::{Docker, DockerError, NORMAL};
@@ -27,6 +29,8 @@ pub(crate) struct DockerFacts {
     pub(crate) selinux: bool,
     /// Containers outlive a restart of dockerd.
     pub(crate) live_restore: bool,
+    /// Instances can be given less of a disk than the node's own processes.
+    pub(crate) io_weight: bool,
 }
 
 impl Docker {
@@ -38,6 +42,14 @@ impl Docker {
         )
         .map_err(|error| DockerError::of("say what it is", error))?;
         let security = info.security_options.unwrap_or_default();
+        let cgroup_version = match info.cgroup_version {
+            Some(SystemInfoCgroupVersionEnum::_1) => Some(1),
+            Some(SystemInfoCgroupVersionEnum::_2) => Some(2),
+            _ => None,
+        };
+        let io_weight = io_weight(cgroup_version, Path::new("/sys/fs/cgroup"));
+        self.kernel.io_weight.store(io_weight, Ordering::Relaxed);
+        self.kernel.swappiness.store(cgroup_version == Some(1), Ordering::Relaxed);
         let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
         runtimes.sort();
         Ok(DockerFacts {
@@ -45,11 +57,8 @@ impl Docker {
             api_version: version.api_version.unwrap_or_default(),
             runtimes,
             storage_driver: info.driver.unwrap_or_default(),
-            cgroup_version: match info.cgroup_version {
-                Some(SystemInfoCgroupVersionEnum::_1) => Some(1),
-                Some(SystemInfoCgroupVersionEnum::_2) => Some(2),
-                _ => None,
-            },
+            cgroup_version,
+            io_weight,
             podman: version
                 .components
                 .unwrap_or_default()
@@ -63,9 +72,47 @@ impl Docker {
     }
 }
 
+/// Whether the kernel offers a weight for disks. Asked of the files: on cgroup v2 an engine takes a
+/// weight without looking, and then no container starts.
+fn io_weight(cgroup_version: Option<u8>, cgroups: &Path) -> bool {
+    let offers = |folder: &Path, names: &[&str]| names.iter().any(|name| folder.join(name).exists());
+    match cgroup_version {
+        Some(1) => offers(&cgroups.join("blkio"), &["blkio.weight", "blkio.bfq.weight"]),
+        // The root group has no weight, so look at those below it.
+        Some(2) => fs::read_dir(cgroups)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|entry| offers(&entry.path(), &["io.weight", "io.bfq.weight"])),
+        _ => false,
+    }
+}
+
 /// Whether an option like `name=seccomp,profile=default` is among them.
 fn has(options: &[String], name: &str) -> bool {
     options
         .iter()
         .any(|option| option.split(',').next() == Some(&format!("name={name}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn io_weight__should_be_believed_only_where_the_kernel_has_a_file_for_it() {
+        let cgroups = tempfile::tempdir().unwrap();
+        let group = cgroups.path().join("system.slice");
+        let blkio = cgroups.path().join("blkio");
+        fs::create_dir_all(&group).unwrap();
+        fs::create_dir_all(&blkio).unwrap();
+        fs::write(blkio.join("blkio.throttle.io_service_bytes"), "").unwrap();
+        for version in [None, Some(1), Some(2)] {
+            assert!(!io_weight(version, cgroups.path()));
+        }
+        fs::write(group.join("io.bfq.weight"), "").unwrap();
+        assert!(io_weight(Some(2), cgroups.path()) && !io_weight(Some(1), cgroups.path()));
+        fs::write(blkio.join("blkio.bfq.weight"), "").unwrap();
+        assert!(io_weight(Some(1), cgroups.path()));
+    }
 }

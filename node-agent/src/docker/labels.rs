@@ -10,7 +10,8 @@ pub(super) const INSTANCE: &str = "crabshack.instance";
 pub(super) const RECIPE: &str = "crabshack.recipe";
 /// The asked restarts that led to a container.
 pub(super) const RESTARTS: &str = "crabshack.restarts";
-
+/// Revision of the specification a container was made from.
+pub(super) const SPEC: &str = "crabshack.spec";
 /// Generation of the order a container was made for.
 pub(super) const GENERATION: &str = "crabshack.generation";
 
@@ -47,6 +48,7 @@ pub(super) struct MadeFrom {
     pub(super) recipe: String,
     pub(super) restarts: u64,
     pub(super) generation: Generation,
+    pub(super) spec_revision: u64,
 }
 
 /// Reads what a container was made from. A broken label reads like that of the oldest container.
@@ -56,6 +58,7 @@ pub(super) fn made_from(labels: Option<&Labels>) -> MadeFrom {
         recipe: get(RECIPE).cloned().unwrap_or_default(),
         restarts: get(RESTARTS).and_then(|text| text.parse().ok()).unwrap_or_default(),
         generation: get(GENERATION).and_then(|text| generation(text)).unwrap_or_default(),
+        spec_revision: get(SPEC).and_then(|text| text.parse().ok()).unwrap_or_default(),
     }
 }
 
@@ -86,7 +89,7 @@ mod tests {
     #[test]
     fn labels__should_read_broken_ones_as_the_oldest() {
         let read = |recipe: &str, restarts: &str, generation: &str| {
-            let pairs = [(RECIPE, recipe), (RESTARTS, restarts), (GENERATION, generation)];
+            let pairs = [(RECIPE, recipe), (RESTARTS, restarts), (SPEC, restarts), (GENERATION, generation)];
             made_from(Some(&pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into()))
         };
         let written = Generation { epoch: 2, counter: 30 };
@@ -95,7 +98,8 @@ mod tests {
             MadeFrom {
                 recipe: "ab".to_owned(),
                 restarts: 7,
-                generation: written
+                generation: written,
+                spec_revision: 7,
             }
         );
         assert_eq!(read("", "-7", "2"), MadeFrom::default());

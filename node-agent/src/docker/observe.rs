@@ -1,6 +1,6 @@
 //! Everything of ours that Docker has, in few questions.
 
-use std::{collections::HashMap, sync::PoisonError};
+use std::collections::{HashMap, HashSet};
 
 use bollard::{
     models::{ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, ContainerSummaryStateEnum},
@@ -11,7 +11,7 @@ use crabshack_shared::ids::InstanceId;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
-    Container, ContainerState, Docker, DockerError, DockerState, NORMAL, docker_name,
+    AppliedLimits, Container, ContainerState, Docker, DockerError, DockerState, Known, NORMAL, docker_name,
     labels::{self, MadeFrom},
     networks,
 };
@@ -20,8 +20,8 @@ use super::{
 const CONCURRENCY: usize = 8;
 
 impl Docker {
-    /// Every container and network that carries our label and our name: two lists, and one
-    /// question per container that ended or is seen running for the first time.
+    /// Every container and network that carries our label and our name: two lists, and one question
+    /// per container that is new, in another state, or was forgotten.
     pub(crate) async fn observe(&self) -> Result<DockerState, DockerError> {
         let filters = HashMap::from([("label", vec![labels::INSTANCE])]);
         let networks = ListNetworksOptionsBuilder::default().filters(&filters).build();
@@ -59,32 +59,19 @@ impl Docker {
             return Ok(None);
         };
         let docker_id = summary.id.clone().unwrap_or_default();
-        let known = match summary.state {
-            Some(ContainerSummaryStateEnum::CREATED) => Some(ContainerState::Created),
-            Some(ContainerSummaryStateEnum::PAUSED) => Some(ContainerState::Paused),
-            Some(ContainerSummaryStateEnum::REMOVING) => Some(ContainerState::Removing),
-            Some(ContainerSummaryStateEnum::DEAD) => Some(ContainerState::Dead),
-            Some(ContainerSummaryStateEnum::RUNNING) => self.remembered(&docker_id),
-            _ => None,
-        };
-        let state = match known {
-            Some(state) => state,
-            None => match self.inspect(&docker_id).await?.as_ref().and_then(state) {
-                Some(state) => state,
+        let (state, limits) = match summary.state {
+            Some(ContainerSummaryStateEnum::REMOVING) => (ContainerState::Removing, AppliedLimits::default()),
+            Some(ContainerSummaryStateEnum::DEAD) => (ContainerState::Dead, AppliedLimits::default()),
+            listed => match self.details(instance, &docker_id, listed).await? {
+                Some(details) => details,
                 None => return Ok(None),
             },
         };
-        if let ContainerState::Running {
-            started_at: Some(started_at),
-        } = state
-        {
-            let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
-            started.insert(docker_id.clone(), started_at);
-        }
         let MadeFrom {
             recipe,
             restarts,
             generation,
+            spec_revision,
         } = labels::made_from(summary.labels.as_ref());
         Ok(Some(Container {
             address: address(&summary, instance),
@@ -94,25 +81,54 @@ impl Docker {
             recipe,
             restarts,
             generation,
+            spec_revision,
+            limits,
             state,
         }))
     }
 
-    fn remembered(&self, docker_id: &str) -> Option<ContainerState> {
-        let started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
-        started.get(docker_id).map(|started_at| ContainerState::Running {
-            started_at: Some(*started_at),
-        })
+    /// What an inspection says, or said before; none: gone since it was listed.
+    async fn details(
+        &self,
+        instance: InstanceId,
+        docker_id: &str,
+        listed: Option<ContainerSummaryStateEnum>,
+    ) -> Result<Option<(ContainerState, AppliedLimits)>, DockerError> {
+        if let Some(known) = self.known().get(docker_id).filter(|known| Some(known.listed) == listed) {
+            return Ok(Some((known.state.clone(), known.limits)));
+        }
+        let Some(found) = self.inspect(docker_id).await? else {
+            return Ok(None);
+        };
+        let Some(state) = state(&found) else { return Ok(None) };
+        let limits = AppliedLimits::read(found.host_config.as_ref());
+        // A state that changed since the list is not kept: the next list may look the same again.
+        if let Some(listed) = listed.filter(|listed| Some(*listed) == as_listed(&state)) {
+            let known = Known {
+                instance,
+                listed,
+                state: state.clone(),
+                limits,
+            };
+            self.known().insert(docker_id.to_owned(), known);
+        }
+        Ok(Some((state, limits)))
     }
 
-    fn forget_others(&self, running: &[ContainerSummary]) {
-        let running: Vec<&str> = running
-            .iter()
-            .filter(|summary| summary.state == Some(ContainerSummaryStateEnum::RUNNING))
-            .filter_map(|summary| summary.id.as_deref())
-            .collect();
-        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
-        started.retain(|docker_id, _| running.contains(&docker_id.as_str()));
+    fn forget_others(&self, listed: &[ContainerSummary]) {
+        let listed: HashSet<&str> = listed.iter().filter_map(|summary| summary.id.as_deref()).collect();
+        self.known().retain(|docker_id, _| listed.contains(docker_id.as_str()));
+    }
+}
+
+/// The list's word for a state; none: not one whose details are worth keeping.
+fn as_listed(state: &ContainerState) -> Option<ContainerSummaryStateEnum> {
+    match state {
+        ContainerState::Created => Some(ContainerSummaryStateEnum::CREATED),
+        ContainerState::Running { .. } => Some(ContainerSummaryStateEnum::RUNNING),
+        ContainerState::Paused => Some(ContainerSummaryStateEnum::PAUSED),
+        ContainerState::Exited { .. } => Some(ContainerSummaryStateEnum::EXITED),
+        ContainerState::Removing | ContainerState::Dead => None,
     }
 }
 

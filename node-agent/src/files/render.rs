@@ -25,7 +25,7 @@ pub(super) fn render(files: &Files) -> Result<[Wanted; 4], FilesError> {
         Wanted {
             name: MANAGED,
             mode: 0o600,
-            content: Some(format!("{:#}\n", files.managed).into_bytes()),
+            content: Some(managed(files)),
         },
         Wanted {
             name: "env",
@@ -43,6 +43,11 @@ pub(super) fn render(files: &Files) -> Result<[Wanted; 4], FilesError> {
             content: files.ssh.then(|| sshd_config().into_bytes()),
         },
     ])
+}
+
+/// The settings that win over the workload's own.
+pub(super) fn managed(files: &Files) -> Vec<u8> {
+    format!("{:#}\n", files.managed).into_bytes()
 }
 
 /// `KEY=VALUE` lines, the value literally up to the end of the line.

@@ -36,6 +36,7 @@ pub(super) const RECIPE: Recipe = Recipe {
     stop_grace: STOP_GRACE,
     reconfigure: &["crabshack-configure"],
     minimum_memory: Bytes::gibibytes(1),
+    pids: 512,
     // "The configuration or the state cannot be used": a further start ends the same way.
     never_restart_exit: &[78],
     container,
@@ -66,9 +67,6 @@ fn container(input: &RecipeInput<'_>) -> ContainerSpec {
             target: "/tmp",
             size: Bytes::mebibytes(256),
         }],
-        memory: order.spec.resources.memory,
-        cpus: order.spec.resources.cpus,
-        pids: 512,
         link: input.link.clone(),
         published: vec![Published {
             container_port: SSH_PORT,
@@ -79,7 +77,9 @@ fn container(input: &RecipeInput<'_>) -> ContainerSpec {
         stop_signal: "SIGTERM",
         stop_grace: STOP_GRACE,
         runtime: None,
+        limits: RECIPE.limits(&order.spec),
         restarts: order.restarts,
+        spec_revision: order.spec_revision,
         generation: order.generation,
         recipe: String::new(),
     }

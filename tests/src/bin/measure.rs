@@ -67,11 +67,12 @@ fn run() -> anyhow::Result<String> {
 
 async fn take(name: &str) -> anyhow::Result<Figures> {
     let machine = Machine::start().await?;
-    match name {
+    let figures = match name {
         "create" => create::figures(&machine, 25, 12).await,
         "gateway" => gateway::figures(&machine).await,
         "storm" => storm::figures(&machine, &storm::Size::FULL).await,
         "crash" => crash::figures(&machine, 1).await,
         _ => egress_first::figures(&machine, 20).await,
-    }
+    };
+    figures.inspect_err(|_| suite::show_logs(&machine.logs()))
 }

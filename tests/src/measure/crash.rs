@@ -59,7 +59,11 @@ pub async fn figures(machine: &Machine, every: usize) -> anyhow::Result<Figures>
         };
         if let Some(hole) = hole {
             holes += 1;
-            drop(writeln!(std::io::stderr(), "hole: {who:?} {point}: {hole}\n{}", evidence(machine)));
+            drop(writeln!(
+                std::io::stderr(),
+                "hole: {who:?} {point}: {hole}\n{}",
+                evidence(machine)
+            ));
         }
     }
     let mut figures = Figures::default();

@@ -124,6 +124,9 @@ fn recipe_hash__should_change_with_what_the_container_is_made_from_only() {
 
     let mut restarted = order();
     restarted.restarts += 1;
+    restarted.spec_revision += 1;
+    restarted.spec.resources.memory = Bytes::gibibytes(3);
+    restarted.spec.resources.cpus = "2".parse().unwrap();
     restarted.generation = restarted.generation.next();
     restarted.secrets.token = Secret::from("another-token".to_owned());
     restarted.spec.ssh_pubkey = None;

@@ -8,7 +8,8 @@ use std::{
 };
 
 use anyhow::bail;
-use reqwest::{Method, StatusCode};
+use reqwest::Method;
+use serde_json::Value;
 
 use crate::{
     client::stub,
@@ -88,13 +89,18 @@ async fn ask(cluster: &Cluster<'_>, act: &str, name: &str) -> anyhow::Result<boo
         _ => client.request(Method::POST, &format!("/instances/{name}/{act}")),
     };
     let Ok(answer) = request.send().await else { return Ok(false) };
-    match (act, answer.status()) {
-        (_, status) if status.is_success() => Ok(true),
+    let status = answer.status();
+    if status.is_success() {
+        // A real caller may hang up here.
+        return Ok(true);
+    }
+    let refusal: Value = answer.json().await.unwrap_or_default();
+    match (act, status.as_u16(), refusal["code"].as_str().unwrap_or_default()) {
         // An earlier attempt was heard, but its answer was lost.
-        ("create", StatusCode::CONFLICT) | ("purge" | "delete", StatusCode::NOT_FOUND) => Ok(true),
+        ("create", 409, "name_taken") | ("purge" | "delete", 404, _) => Ok(true),
         // Its node is not back yet.
-        (_, StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE) => Ok(false),
-        (_, status) => bail!("{act} of {name}: {status}: {}", answer.text().await?),
+        (_, 409, "no_capacity" | "conflict") | (_, 503, _) => Ok(false),
+        _ => bail!("{act} of {name}: {status} {refusal}"),
     }
 }
 
