@@ -11,7 +11,7 @@ use axum::{
 use chrono::Utc;
 use clap::Parser as _;
 use crabshack_shared::{
-    agent_api::v1::{Desired, InstanceReport, NodeFacts, Phase, Report},
+    agent_api::v1::{Desired, InstanceReport, NodeFacts, Phase, Pressure, Report},
     generation::Generation,
     ids::{InstanceId, NodeId, UserId},
     instance::{InstanceName, ServiceType},
@@ -84,6 +84,8 @@ pub(crate) fn instance_report(record: &InstanceRecord, phase: Phase) -> Instance
         image_digest: None,
         address: (phase == Phase::Ready).then(|| "10.201.0.10".parse().unwrap()),
         ssh_fingerprint: None,
+        disk_used: None,
+        disk_limit: None,
         pending_change: false,
         last_exit: None,
     }
@@ -101,6 +103,8 @@ pub(crate) fn facts() -> NodeFacts {
         agent_version: "0.1.0".to_owned(),
         runtimes: vec!["runc".to_owned()],
         warnings: Vec::new(),
+        storage: None,
+        pressure: Pressure::None,
     }
 }
 

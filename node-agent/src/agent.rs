@@ -1,14 +1,12 @@
 //! Puts the rooms together, in the order that keeps the node safe: the ruleset before anything of
 //! Docker is touched, what is on the disk before what comes from the network.
 
-use std::{fs, io, net::{Ipv4Addr, SocketAddr}, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
 
 use axum_server::tls_rustls::RustlsConfig;
 use crabshack_shared::{
     agent_api::v1::{InstanceReport, NodeFacts},
     halt::Halt,
-    ids::InstanceId,
-    problem::Problem,
     seal::{SealError, SealKey},
     shutdown::Shutdown,
     telemetry::Chain,
@@ -21,7 +19,7 @@ use tokio::{
 
 use crate::{
     config::Settings,
-    data_plane::{self, Instances},
+    data_plane::{self, Tenants},
     dns::{self, DnsError, DnsSettings},
     docker::{Docker, DockerError, DockerFacts},
     egress::{Egress, EgressError, EgressSettings},
@@ -30,18 +28,19 @@ use crate::{
     ledger::{Ledger, LedgerError},
     metrics::Metrics,
     node::Node,
-    recipe,
+    pool::{self, NotMounted},
+    pressure::Disks,
     reconcile::{Reconciler, probe::Probes},
     uplink::{
         Uplink,
         client::Client,
         enrol::{self, EnrolError},
     },
-    volume::Volumes,
+    volume::{VolumeError, Volumes},
 };
 
 /// How often the machine's facts are read again.
-const FACTS_PERIOD: Duration = Duration::from_secs(60);
+const FACTS_PERIOD: Duration = Duration::from_secs(20);
 const DOCKER_RETRY: Duration = Duration::from_millis(500);
 /// How long tasks may take to end after a signal.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -85,13 +84,20 @@ pub(crate) enum StartError {
     },
     #[error("probes cannot be made")]
     Probes(#[source] reqwest::Error),
+    #[error("the volumes are not there")]
+    Pool(#[from] NotMounted),
+    #[error("the volumes cannot be used")]
+    Volumes(#[from] VolumeError),
     #[error("signals cannot be received")]
     Signals(#[source] io::Error),
 }
 
 /// Runs until a signal comes.
 pub(crate) async fn run(settings: Settings) -> Result<(), StartError> {
-    let folder = |source| StartError::DataFolder { path: settings.data_dir.clone(), source };
+    let folder = |source| StartError::DataFolder {
+        path: settings.data_dir.clone(),
+        source,
+    };
     fs::create_dir_all(&settings.data_dir).map_err(folder)?;
     fs::set_permissions(&settings.data_dir, fs::Permissions::from_mode(0o700)).map_err(folder)?;
     let shutdown = Shutdown::default();
@@ -104,7 +110,10 @@ pub(crate) async fn run(settings: Settings) -> Result<(), StartError> {
     // First of all: whoever watches the daemon gets an answer at once.
     let health_listener = TcpListener::bind(settings.health_listen)
         .await
-        .map_err(|source| StartError::HealthListener { address: settings.health_listen, source })?;
+        .map_err(|source| StartError::HealthListener {
+            address: settings.health_listen,
+            source,
+        })?;
     let status = Status {
         node: node_receiver,
         connected: connected_receiver,
@@ -146,23 +155,41 @@ struct Channels {
 async fn start(settings: &Settings, shutdown: &Shutdown, channels: Channels) -> Result<(), StartError> {
     let key = SealKey::load_or_create(&settings.data_dir.join("seal.key"))?;
     let ledger = Arc::new(Ledger::open(&settings.data_dir.join("ledger.redb"), key, settings.pool)?);
+    // Without its pool the node would look empty, and every instance would get an empty home.
+    pool::check_mounted(&settings.data_dir)?;
+    let volumes = Arc::new(Volumes::open(pool::instances(&settings.data_dir)).await?);
     let docker = Docker::connect(&settings.docker_socket)?;
     let docker_facts = wait_for_docker(&docker).await;
     facts::check(&docker_facts)?;
     let egress = Arc::new(Egress::install(EgressSettings { pool: settings.pool }).await?);
     channels.metrics.watch_egress(Arc::clone(&egress));
 
-    let upstreams = if settings.dns_upstreams.is_empty() { dns::system_upstreams()? } else { settings.dns_upstreams.clone() };
-    let forwarder = dns::bind(DnsSettings { listen: settings.pool.service_address(), upstreams }).await?;
+    let upstreams = if settings.dns_upstreams.is_empty() {
+        dns::system_upstreams()?
+    } else {
+        settings.dns_upstreams.clone()
+    };
+    let forwarder = dns::bind(DnsSettings {
+        listen: settings.pool.service_address(),
+        upstreams,
+    })
+    .await?;
     let stop = shutdown.token.clone();
     shutdown.tasks.spawn(forwarder.serve(stop));
 
     let networks = docker.observe().await?.networks;
-    ledger.adopt_links(networks.iter().filter_map(|(id, network)| Some((*id, network.subnet.as_ref()?))))?;
+    ledger.adopt_links(
+        networks
+            .iter()
+            .filter_map(|(id, network)| Some((*id, network.subnet.as_ref()?))),
+    )?;
+    let disks = Disks::new([settings.data_dir.clone()].into_iter().chain(docker_facts.root.clone()));
+    shutdown.spawn(Arc::clone(&volumes).watch());
     let node = Node {
         docker: docker.clone(),
         egress,
-        volumes: Arc::new(Volumes::new(settings.data_dir.join("instances"))),
+        volumes: Arc::clone(&volumes),
+        disks: disks.clone(),
         service_address: settings.pool.service_address(),
         ssh_bind: settings.ssh_bind,
     };
@@ -179,15 +206,35 @@ async fn start(settings: &Settings, shutdown: &Shutdown, channels: Channels) -> 
     let identity = Arc::new(enrol::identity(settings, &facts::hostname()).await?);
     channels.node.send_replace(Some(identity.node().to_string()));
     let data_plane = RustlsConfig::from_config(Arc::new(identity.server()?));
-    let tenants = Arc::new(Tenants { ledger: Arc::clone(&ledger), docker: docker.clone() });
-    let cannot_serve = |source| StartError::DataPlane { address: settings.data_plane, source };
+    let tenants = Arc::new(Tenants::new(Arc::clone(&ledger), docker.clone(), Arc::clone(&volumes)));
+    let cannot_serve = |source| StartError::DataPlane {
+        address: settings.data_plane,
+        source,
+    };
     let data_plane_listener = std::net::TcpListener::bind(settings.data_plane).map_err(cannot_serve)?;
     data_plane_listener.set_nonblocking(true).map_err(cannot_serve)?;
-    shutdown.tasks.spawn(serve_data_plane(data_plane_listener, tenants, data_plane.clone(), shutdown.clone()));
+    shutdown.tasks.spawn(serve_data_plane(
+        data_plane_listener,
+        tenants,
+        data_plane.clone(),
+        shutdown.clone(),
+    ));
 
-    let address = settings.data_plane_address.clone().unwrap_or_else(|| settings.data_plane.to_string());
-    let (facts_sender, facts_receiver) = watch::channel(facts::node_facts(&docker_facts, &address));
-    shutdown.spawn(refresh_facts(docker, address, facts_sender));
+    let address = settings
+        .data_plane_address
+        .clone()
+        .unwrap_or_else(|| settings.data_plane.to_string());
+    let (facts_sender, facts_receiver) =
+        watch::channel(facts::node_facts(&docker_facts, &address, &volumes.storage().await?, &disks));
+    shutdown.spawn(refresh_facts(
+        Gauges {
+            docker,
+            address,
+            volumes,
+            disks,
+        },
+        facts_sender,
+    ));
     let uplink = Uplink {
         client: Client::new(settings.coordinator.clone(), identity.client()?),
         identity,
@@ -225,11 +272,19 @@ async fn wait_for_docker(docker: &Docker) -> DockerFacts {
     }
 }
 
-async fn refresh_facts(docker: Docker, address: String, facts: watch::Sender<NodeFacts>) {
+/// What the machine's facts are read from.
+struct Gauges {
+    docker: Docker,
+    address: String,
+    volumes: Arc<Volumes>,
+    disks: Disks,
+}
+
+async fn refresh_facts(gauges: Gauges, facts: watch::Sender<NodeFacts>) {
     loop {
         tokio::time::sleep(FACTS_PERIOD).await;
-        if let Ok(docker_facts) = docker.facts().await {
-            facts.send_replace(facts::node_facts(&docker_facts, &address));
+        if let (Ok(docker), Ok(storage)) = (gauges.docker.facts().await, gauges.volumes.storage().await) {
+            facts.send_replace(facts::node_facts(&docker, &gauges.address, &storage, &gauges.disks));
         }
     }
 }
@@ -241,29 +296,5 @@ async fn mirror<T: Clone + Send + Sync + 'static>(mut from: watch::Receiver<T>, 
         if from.changed().await.is_err() {
             return;
         }
-    }
-}
-
-/// What the data plane may reach: the instances of the ledger, on the ports their recipe names.
-struct Tenants {
-    ledger: Arc<Ledger>,
-    docker: Docker,
-}
-
-impl Instances for Tenants {
-    fn address(&self, id: InstanceId) -> Option<(Ipv4Addr, &[u16])> {
-        let entry = self.ledger.entry(id)?;
-        let recipe = recipe::recipe(&entry.order.spec.service_type)?;
-        Some((entry.link.address, recipe.ports))
-    }
-
-    async fn logs(&self, id: InstanceId, tail: u32) -> Result<String, Problem> {
-        if self.ledger.entry(id).is_none() {
-            return Err(Problem::not_found("this node has no such instance"));
-        }
-        self.docker.logs(id, tail).await.map_err(|error| {
-            tracing::warn!(instance = %id, error = %Chain(&error), "logs cannot be read");
-            Problem::unreachable("the instance's log cannot be read on its node")
-        })
     }
 }

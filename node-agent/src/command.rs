@@ -57,7 +57,11 @@ pub(crate) enum CommandError {
     Late { command: String, seconds: u64 },
     /// It said no.
     #[error("`{command}` failed ({status}): {message}")]
-    Failed { command: String, status: ExitStatus, message: String },
+    Failed {
+        command: String,
+        status: ExitStatus,
+        message: String,
+    },
 }
 
 impl CommandError {
@@ -68,12 +72,11 @@ impl CommandError {
 }
 
 /// Runs a program to its end and returns what it printed.
-pub(crate) async fn run(
-    program: Program,
-    arguments: &[impl AsRef<OsStr>],
-    input: Input<'_>,
-) -> Result<Vec<u8>, CommandError> {
-    let start = |source| CommandError::Start { program: program.name, source };
+pub(crate) async fn run(program: Program, arguments: &[impl AsRef<OsStr>], input: Input<'_>) -> Result<Vec<u8>, CommandError> {
+    let start = |source| CommandError::Start {
+        program: program.name,
+        source,
+    };
     let (stdin, text) = match input {
         Input::Nothing => (Stdio::null(), None),
         Input::Text(text) => (Stdio::piped(), Some(text)),
@@ -90,7 +93,10 @@ pub(crate) async fn run(
         .kill_on_drop(true)
         .spawn()
         .map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => CommandError::Missing { program: program.name, package: program.package },
+            io::ErrorKind::NotFound => CommandError::Missing {
+                program: program.name,
+                package: program.package,
+            },
             _ => start(source),
         })?;
     let stdin = child.stdin.take();
@@ -102,7 +108,10 @@ pub(crate) async fn run(
     };
     let ending = async { tokio::join!(feed, child.wait_with_output()) };
     let Ok((fed, output)) = tokio::time::timeout(program.deadline, ending).await else {
-        return Err(CommandError::Late { command: line(program, arguments), seconds: program.deadline.as_secs() });
+        return Err(CommandError::Late {
+            command: line(program, arguments),
+            seconds: program.deadline.as_secs(),
+        });
     };
     let output = output.map_err(start)?;
     if !output.status.success() {
@@ -137,7 +146,11 @@ fn one_line(message: &str) -> String {
 mod tests {
     use super::*;
 
-    const SHELL: Program = Program { name: "sh", package: "dash", deadline: Duration::from_millis(500) };
+    const SHELL: Program = Program {
+        name: "sh",
+        package: "dash",
+        deadline: Duration::from_millis(500),
+    };
 
     #[test]
     fn message__should_fit_into_a_log_line() {
@@ -155,7 +168,16 @@ mod tests {
         assert!(refused.says("no") && refused.to_string().contains("exit"), "{refused}");
         let late = run(SHELL, &["-c", "sleep 5"], Input::Nothing).await.unwrap_err();
         assert!(matches!(late, CommandError::Late { .. }), "{late}");
-        let missing = run(Program { name: "no-such-program", ..SHELL }, &["x"], Input::Nothing).await.unwrap_err();
+        let missing = run(
+            Program {
+                name: "no-such-program",
+                ..SHELL
+            },
+            &["x"],
+            Input::Nothing,
+        )
+        .await
+        .unwrap_err();
         assert!(missing.to_string().contains("install the package"), "{missing}");
     }
 }

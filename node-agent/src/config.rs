@@ -5,16 +5,20 @@ use std::{
     path::PathBuf,
 };
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use crabshack_shared::{halt::HaltPoint, secret::Secret, telemetry::LogFormat};
 use ipnet::Ipv4Net;
 
-use crate::link::Pool;
+use crate::{link::Pool, pool::PoolCommand};
 
 /// Runs the instances of one node: containers, egress rules, disks.
 #[derive(Debug, Parser)]
 #[command(name = "crabshack-node-agent", version)]
 pub(crate) struct Settings {
+    /// None: run as a daemon.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
     /// Where the coordinator's agent listener is, host:port.
     #[arg(long, env = "CRABSHACK_COORDINATOR", default_value = "127.0.0.1:7701")]
     pub(crate) coordinator: String,
@@ -28,7 +32,12 @@ pub(crate) struct Settings {
     pub(crate) join_token_file: Option<PathBuf>,
 
     /// Folder of the ledger, the certificate and the instances' volumes.
-    #[arg(long, env = "CRABSHACK_AGENT_DATA_DIR", default_value = "/var/lib/crabshack/node-agent")]
+    #[arg(
+        long,
+        global = true,
+        env = "CRABSHACK_AGENT_DATA_DIR",
+        default_value = "/var/lib/crabshack/node-agent"
+    )]
     pub(crate) data_dir: PathBuf,
 
     /// Where the coordinator dials in (mTLS).
@@ -72,8 +81,18 @@ pub(crate) struct Settings {
     pub(crate) halt_at: Option<HaltPoint>,
 }
 
+/// What else the program does than run as a daemon.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The disk of all volumes: a preallocated file with a btrfs that enforces every `storage_size`.
+    #[command(subcommand)]
+    Pool(PoolCommand),
+}
+
 fn parse_pool(text: &str) -> Result<Pool, String> {
-    let network: Ipv4Net = text.parse().map_err(|_| "it must be a network like 10.201.0.0/16".to_owned())?;
+    let network: Ipv4Net = text
+        .parse()
+        .map_err(|_| "it must be a network like 10.201.0.0/16".to_owned())?;
     Pool::new(network).map_err(|error| error.to_string())
 }
 
@@ -91,7 +110,14 @@ mod tests {
     #[test]
     fn settings__should_read_resolvers_with_and_without_port() {
         let settings = Settings::parse_from(["agent", "--dns-upstreams", "9.9.9.9,127.0.0.1:5353"]);
-        assert_eq!(settings.dns_upstreams, ["9.9.9.9:53".parse().unwrap(), "127.0.0.1:5353".parse().unwrap()]);
+        assert_eq!(
+            settings.dns_upstreams,
+            ["9.9.9.9:53".parse().unwrap(), "127.0.0.1:5353".parse().unwrap()]
+        );
         assert!(Settings::try_parse_from(["agent", "--pool", "8.8.8.0/24"]).is_err());
+        assert!(settings.command.is_none());
+        let pool = Settings::parse_from(["agent", "pool", "create", "--size", "8g", "--data-dir", "/data"]);
+        assert!(matches!(pool.command, Some(Command::Pool(PoolCommand::Create { .. }))));
+        assert_eq!(pool.data_dir, PathBuf::from("/data"));
     }
 }

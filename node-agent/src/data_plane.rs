@@ -1,18 +1,23 @@
-//! What the coordinator dials: byte streams to the ports of instances, and their logs. Nobody but
+//! What the coordinator dials: byte streams to the ports of instances, their logs and their use. Nobody but
 //! the coordinator is served, and no port is dialled that a recipe does not name.
 
+mod tenants;
 mod tunnel;
 
 use std::{
+    convert::Infallible,
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
 use axum::{
     Extension, Json, Router,
+    body::Body,
     extract::{ConnectInfo, Path, Query, Request, State},
+    http::header::CONTENT_TYPE,
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::get,
@@ -23,26 +28,30 @@ use axum_server::{
     tls::TlsInfo,
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
+use bytes::Bytes;
 use crabshack_shared::{
-    agent_api::v1::Logs,
+    agent_api::v1::{Logs, Stats},
     ids::InstanceId,
     problem::Problem,
     shutdown::Shutdown,
     telemetry::Chain,
     tls::{Identity, Role},
 };
+use futures_util::{Stream, StreamExt as _};
 use hyper_util::rt::TokioTimer;
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 use tracing::{debug, warn};
 
+pub(crate) use self::tenants::Tenants;
+use crate::logs::MOST_LINES;
+
 /// From the end of the handshake to the end of the first request's head, and between requests.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 /// How long a request may go on once the agent is told to end; tunnels end at once.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
-/// Lines of log when nobody says how many, and the most that are given.
+/// Lines of log when nobody says how many.
 const DEFAULT_TAIL: u32 = 100;
-const MOST_TAIL: u32 = 10_000;
 
 /// What the data plane needs to know of the instances on this node.
 pub(crate) trait Instances: Send + Sync + 'static {
@@ -52,7 +61,16 @@ pub(crate) trait Instances: Send + Sync + 'static {
 
     /// The last lines of an instance's log, oldest first.
     fn logs(&self, instance: InstanceId, tail: u32) -> impl Future<Output = Result<String, Problem>> + Send;
+
+    /// As [`Self::logs`], then what comes: ends when the instance goes, not when a container does.
+    fn follow(&self, instance: InstanceId, tail: u32) -> impl Future<Output = Result<LogStream, Problem>> + Send;
+
+    /// What an instance uses now; for one that is down, what its volume does.
+    fn stats(&self, instance: InstanceId) -> impl Future<Output = Result<Stats, Problem>> + Send;
 }
+
+/// A log as it grows.
+pub(crate) type LogStream = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 
 struct DataPlane<I> {
     instances: Arc<I>,
@@ -107,6 +125,7 @@ fn routes<I: Instances>(plane: Arc<DataPlane<I>>) -> Router {
     Router::new()
         .route("/v1/instances/{id}/tunnel/{port}", get(open_tunnel))
         .route("/v1/instances/{id}/logs", get(read_logs))
+        .route("/v1/instances/{id}/stats", get(read_stats))
         .fallback(async || Problem::not_found("no such route on a node's data plane"))
         .layer(middleware::from_fn(only_the_coordinator))
         .with_state(plane)
@@ -156,16 +175,33 @@ async fn open_tunnel<I: Instances>(
 #[derive(Deserialize)]
 struct LogsQuery {
     tail: Option<u32>,
+    #[serde(default)]
+    follow: bool,
 }
 
 async fn read_logs<I: Instances>(
     State(plane): State<Arc<DataPlane<I>>>,
     Path(id): Path<String>,
     Query(query): Query<LogsQuery>,
-) -> Result<Json<Logs>, Problem> {
-    let tail = query.tail.unwrap_or(DEFAULT_TAIL).min(MOST_TAIL);
-    let logs = plane.instances.logs(known(&id)?, tail).await?;
-    Ok(Json(Logs { logs }))
+) -> Result<Response, Problem> {
+    let (instance, tail) = (known(&id)?, query.tail.unwrap_or(DEFAULT_TAIL).min(MOST_LINES));
+    if !query.follow {
+        let logs = plane.instances.logs(instance, tail).await?;
+        return Ok(Json(Logs { logs }).into_response());
+    }
+    let stop = plane.shutdown.token.clone();
+    let text = plane.instances.follow(instance, tail).await?;
+    let text = text
+        .take_until(async move { stop.cancelled().await })
+        .map(Ok::<_, Infallible>);
+    Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(text)).into_response())
+}
+
+async fn read_stats<I: Instances>(
+    State(plane): State<Arc<DataPlane<I>>>,
+    Path(id): Path<String>,
+) -> Result<Json<Stats>, Problem> {
+    Ok(Json(plane.instances.stats(known(&id)?).await?))
 }
 
 fn known(id: &str) -> Result<InstanceId, Problem> {

@@ -6,10 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::Ipv4Addr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -18,6 +15,7 @@ use bollard::models::ContainerSummaryStateEnum;
 use chrono::{DateTime, Utc};
 use crabshack_shared::{generation::Generation, ids::InstanceId};
 use ipnet::Ipv4Net;
+use rustix::process::{Resource, getrlimit};
 
 mod body;
 mod containers;
@@ -35,10 +33,9 @@ mod stats;
 
 pub(crate) use self::{
     error::DockerError,
-    events::Happening,
     facts::DockerFacts,
-    limits::AppliedLimits,
-    logs::{LogLine, LogSource},
+    limits::{AppliedLimits, Bounds},
+    logs::{LogEnd, LogLine, LogSource},
     stats::Usage,
 };
 
@@ -51,7 +48,7 @@ pub(crate) struct Docker {
     socket: Arc<str>,
     /// By Docker's container id, so that a container is inspected when something happened to it only.
     known: Arc<Mutex<HashMap<String, Known>>>,
-    kernel: Arc<KernelAbilities>,
+    abilities: Arc<Mutex<Abilities>>,
 }
 
 /// What the last inspection of a container said; true while the list calls its state the same.
@@ -63,13 +60,14 @@ struct Known {
     limits: AppliedLimits,
 }
 
-/// What this kernel's cgroups can do; known once the facts were asked for.
-#[derive(Debug, Default)]
-struct KernelAbilities {
+/// What the engine can do with this kernel; known once the facts were asked for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Abilities {
     /// One container can get less of a disk than another.
-    io_weight: AtomicBool,
+    io_weight: bool,
     /// Swapping has a switch per container (cgroup v1).
-    swappiness: AtomicBool,
+    swappiness: bool,
+    bounds: Bounds,
 }
 
 impl Docker {
@@ -85,7 +83,7 @@ impl Docker {
         Ok(Self {
             socket: path.into(),
             known: Arc::default(),
-            kernel: Arc::default(),
+            abilities: Arc::default(),
         })
     }
 
@@ -98,10 +96,18 @@ impl Docker {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn abilities(&self) -> Abilities {
+        *self.abilities.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn body_options(&self) -> body::Options {
+        // Where a service manager or a container bounds us, it bounds Docker too, which then refuses more.
+        let abilities = self.abilities();
+        let bound = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
         body::Options {
-            io_weight: self.kernel.io_weight.load(Ordering::Relaxed),
-            swappiness: self.kernel.swappiness.load(Ordering::Relaxed),
+            io_weight: abilities.io_weight,
+            swappiness: abilities.swappiness,
+            open_files: body::OPEN_FILES.min(bound),
         }
     }
 

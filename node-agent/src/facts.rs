@@ -3,7 +3,7 @@
 use crabshack_shared::{agent_api::v1::NodeFacts, resources::Bytes};
 use sysinfo::System;
 
-use crate::docker::DockerFacts;
+use crate::{docker::DockerFacts, pressure::Disks, volume::Storage};
 
 /// The oldest Docker that is supported.
 const OLDEST_DOCKER: (u32, u32) = (20, 10);
@@ -29,7 +29,7 @@ pub(crate) fn hostname() -> String {
 }
 
 /// Gathers what the coordinator should know.
-pub(crate) fn node_facts(docker: &DockerFacts, data_plane: &str) -> NodeFacts {
+pub(crate) fn node_facts(docker: &DockerFacts, data_plane: &str, storage: &Storage, disks: &Disks) -> NodeFacts {
     let memory = System::new().map(|mut system| {
         system.refresh_memory();
         system.total_memory()
@@ -44,7 +44,14 @@ pub(crate) fn node_facts(docker: &DockerFacts, data_plane: &str) -> NodeFacts {
         architecture: std::env::consts::ARCH.to_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         runtimes: docker.runtimes.clone(),
-        warnings: vec!["volumes are plain folders: storage_size is not enforced".to_owned()],
+        warnings: storage
+            .warnings()
+            .into_iter()
+            .chain(disks.warnings())
+            .chain(docker.warnings())
+            .collect(),
+        storage: Some(storage.facts()),
+        pressure: disks.pressure(),
     }
 }
 
@@ -64,5 +71,9 @@ pub(crate) fn check(docker: &DockerFacts) -> Result<(), Unsupported> {
     }
     let mut parts = docker.version.split('.').map(|part| part.parse::<u32>().unwrap_or_default());
     let version = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    if version < OLDEST_DOCKER { Err(Unsupported::OldDocker(docker.version.clone())) } else { Ok(()) }
+    if version < OLDEST_DOCKER {
+        Err(Unsupported::OldDocker(docker.version.clone()))
+    } else {
+        Ok(())
+    }
 }

@@ -1,10 +1,7 @@
 //! `/health`, `/ready` and `/metrics` of the node agent, on loopback. They answer from what is
 //! known already: neither Docker nor the coordinator can make them wait.
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -68,7 +65,14 @@ async fn metrics(State(status): State<Status>) -> Response {
     let reports = Arc::clone(&status.reports.borrow());
     // Reading counters asks the kernel: bounded, so that a scrape never hangs.
     match tokio::time::timeout(Duration::from_secs(5), status.metrics.render(&reports)).await {
-        Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response(),
+        Ok(text) => (
+            [(
+                header::CONTENT_TYPE,
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            )],
+            text,
+        )
+            .into_response(),
         Err(_) => StatusCode::GATEWAY_TIMEOUT.into_response(),
     }
 }

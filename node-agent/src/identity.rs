@@ -99,7 +99,12 @@ impl NodeIdentity {
     }
 
     /// Keeps what the enrolment gave.
-    pub(crate) fn enrolled(folder: &Path, key: Key, authority: CertificateDer<'static>, pem: &str) -> Result<Self, IdentityError> {
+    pub(crate) fn enrolled(
+        folder: &Path,
+        key: Key,
+        authority: CertificateDer<'static>,
+        pem: &str,
+    ) -> Result<Self, IdentityError> {
         let write = |name: &str, bytes: &[u8]| {
             let path = folder.join(name);
             write_private(&path, bytes).map_err(|source| IdentityError::File { path, source })
@@ -113,8 +118,16 @@ impl NodeIdentity {
 
     fn new(folder: &Path, key: Key, authority: CertificateDer<'static>, pem: &str) -> Result<Self, IdentityError> {
         let certificate = read(pem, &folder.join("node.pem"))?;
-        let Role::Node(node) = certificate.identity.role.clone() else { return Err(IdentityError::NotANode) };
-        Ok(Self { folder: folder.to_owned(), key, authority, node, certificate: RwLock::new(certificate) })
+        let Role::Node(node) = certificate.identity.role.clone() else {
+            return Err(IdentityError::NotANode);
+        };
+        Ok(Self {
+            folder: folder.to_owned(),
+            key,
+            authority,
+            node,
+            certificate: RwLock::new(certificate),
+        })
     }
 
     /// Who the node is.
@@ -161,7 +174,10 @@ impl NodeIdentity {
     }
 
     fn current(&self) -> Certificate {
-        self.certificate.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.certificate
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
     }
 }
 

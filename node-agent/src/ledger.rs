@@ -74,8 +74,16 @@ struct State {
 impl Ledger {
     /// Opens or makes the ledger.
     pub(crate) fn open(path: &Path, key: SealKey, pool: Pool) -> Result<Self, LedgerError> {
-        let database = Database::create(path).map_err(|source| LedgerError::Open { path: path.to_owned(), source })?;
-        let ledger = Self { database, key, pool, state: Mutex::default() };
+        let database = Database::create(path).map_err(|source| LedgerError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
+        let ledger = Self {
+            database,
+            key,
+            pool,
+            state: Mutex::default(),
+        };
         let state = ledger.load()?;
         *ledger.lock() = state;
         Ok(ledger)
@@ -129,7 +137,13 @@ impl Ledger {
             };
             let link = self.pool.link(order.id, index)?;
             next.links.insert(order.id, index);
-            next.entries.insert(order.id, Arc::new(Entry { order: (*order).clone(), link }));
+            next.entries.insert(
+                order.id,
+                Arc::new(Entry {
+                    order: (*order).clone(),
+                    link,
+                }),
+            );
             next.highest = next.highest.max(order.generation);
         }
         self.write(|transaction| {
@@ -142,7 +156,10 @@ impl Ledger {
             for order in &changed {
                 let key = order.id.to_string();
                 let sealed = self.key.seal(&context(order.id), order)?;
-                table.insert(key.as_str(), serde_json::to_string(&sealed).map_err(SealError::Content)?.as_str())?;
+                table.insert(
+                    key.as_str(),
+                    serde_json::to_string(&sealed).map_err(SealError::Content)?.as_str(),
+                )?;
                 if let Some(index) = next.links.get(&order.id) {
                     links.insert(key.as_str(), index)?;
                 }
@@ -158,7 +175,10 @@ impl Ledger {
 
     /// Keeps the addresses of links that exist already but that no ledger knows (the ledger was
     /// lost): otherwise a running instance would have to be made again under a new address.
-    pub(crate) fn adopt_links<'a>(&self, found: impl Iterator<Item = (InstanceId, &'a ipnet::Ipv4Net)>) -> Result<(), LedgerError> {
+    pub(crate) fn adopt_links<'a>(
+        &self,
+        found: impl Iterator<Item = (InstanceId, &'a ipnet::Ipv4Net)>,
+    ) -> Result<(), LedgerError> {
         let mut next = self.lock().clone();
         let mut adopted = Vec::new();
         for (id, subnet) in found {
@@ -248,7 +268,9 @@ fn context(id: InstanceId) -> String {
 
 fn free_index(links: &BTreeMap<InstanceId, u32>, pool: Pool) -> Result<u32, PoolError> {
     let taken: BTreeSet<u32> = links.values().copied().collect();
-    (1..=pool.links()).find(|index| !taken.contains(index)).ok_or(PoolError::Exhausted(pool.network()))
+    (1..=pool.links())
+        .find(|index| !taken.contains(index))
+        .ok_or(PoolError::Exhausted(pool.network()))
 }
 
 #[cfg(test)]

@@ -71,25 +71,36 @@ impl Metrics {
 fn instances(registry: &mut Registry, reports: &[InstanceReport]) {
     let family = Family::<ByPhase, Gauge>::default();
     for report in reports {
-        family.get_or_create(&ByPhase { phase: word(report.phase) }).inc();
+        family
+            .get_or_create(&ByPhase {
+                phase: word(report.phase),
+            })
+            .inc();
     }
     registry.register("node_instances", "Instances on this node by phase", family);
 }
 
 fn word(phase: Phase) -> String {
     // A phase serialises as its word.
-    serde_json::to_value(phase).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+    serde_json::to_value(phase)
+        .ok()
+        .and_then(|value| value.as_str().map(str::to_owned))
+        .unwrap_or_default()
 }
 
 fn traffic(registry: &mut Registry, counters: &EgressCounters, reports: &[InstanceReport]) {
-    let names: BTreeMap<String, String> =
-        reports.iter().map(|report| (format!("{BRIDGE_PREFIX}{}", report.id.short()), report.id.to_string())).collect();
+    let names: BTreeMap<String, String> = reports
+        .iter()
+        .map(|report| (format!("{BRIDGE_PREFIX}{}", report.id.short()), report.id.to_string()))
+        .collect();
     let drops_packets = Family::<ByInstance, Counter>::default();
     let drops_bytes = Family::<ByInstance, Counter>::default();
     let allowed_packets = Family::<ByInstance, Counter>::default();
     let allowed_bytes = Family::<ByInstance, Counter>::default();
     for (bridge, counters) in &counters.bridges {
-        let label = ByInstance { instance: names.get(bridge).unwrap_or(bridge).clone() };
+        let label = ByInstance {
+            instance: names.get(bridge).unwrap_or(bridge).clone(),
+        };
         drops_packets.get_or_create(&label).inc_by(counters.denied.packets);
         drops_bytes.get_or_create(&label).inc_by(counters.denied.bytes);
         allowed_packets.get_or_create(&label).inc_by(counters.allowed.packets);
@@ -102,7 +113,11 @@ fn traffic(registry: &mut Registry, counters: &EgressCounters, reports: &[Instan
         ("unknown", counters.unknown),
         ("local", counters.local),
     ] {
-        refused.get_or_create(&ByReason { reason: reason.to_owned() }).inc_by(count.packets);
+        refused
+            .get_or_create(&ByReason {
+                reason: reason.to_owned(),
+            })
+            .inc_by(count.packets);
     }
     registry.register("drops_packets", "Packets that an instance's policy refused", drops_packets);
     registry.register("drops_bytes", "Bytes that an instance's policy refused", drops_bytes);

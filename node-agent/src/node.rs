@@ -9,6 +9,7 @@ use crate::{
     docker::Docker,
     egress::Egress,
     ledger::Entry,
+    pressure::Disks,
     recipe::RecipeInput,
     volume::{InstanceFolder, Volumes},
 };
@@ -19,6 +20,7 @@ pub(crate) struct Node {
     pub(crate) docker: Docker,
     pub(crate) egress: Arc<Egress>,
     pub(crate) volumes: Arc<Volumes>,
+    pub(crate) disks: Disks,
     pub(crate) service_address: Ipv4Addr,
     pub(crate) ssh_bind: IpAddr,
 }

@@ -49,10 +49,18 @@ pub(crate) fn recipe(service_type: &ServiceType) -> Option<&'static Recipe> {
 /// Why this node does not run such an instance, whoever asks; none: it does.
 pub(crate) fn refusal(spec: &InstanceSpec) -> Option<String> {
     let Some(recipe) = recipe(&spec.service_type) else {
-        return Some(format!("this node knows no recipe for the service type `{}`: update its node agent", spec.service_type));
+        return Some(format!(
+            "this node knows no recipe for the service type `{}`: update its node agent",
+            spec.service_type
+        ));
     };
     let (memory, minimum) = (spec.resources.memory, recipe.minimum_memory);
-    (memory < minimum).then(|| format!("mem_limit {memory} is too little for `{}`: it needs {minimum}", spec.service_type))
+    (memory < minimum).then(|| {
+        format!(
+            "mem_limit {memory} is too little for `{}`: it needs {minimum}",
+            spec.service_type
+        )
+    })
 }
 
 /// How one service type is run.

@@ -10,7 +10,14 @@ pub(crate) mod plan;
 pub(crate) mod probe;
 mod progress;
 
-use std::{collections::{BTreeMap, BTreeSet}, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use crabshack_shared::{agent_api::v1::InstanceReport, halt::Halt, ids::InstanceId, shutdown::Shutdown, telemetry::Chain};
 use futures_util::StreamExt as _;
@@ -20,7 +27,11 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use crate::{ledger::{Entry, Ledger}, node::Node, recipe};
+use crate::{
+    ledger::{Entry, Ledger},
+    node::Node,
+    recipe,
+};
 use observe::{ObserveError, Snapshot};
 use plan::Action;
 use probe::{Probes, Target};
@@ -28,6 +39,9 @@ use progress::Progress;
 
 /// How often everything is looked at even when nothing calls.
 const PERIOD: Duration = Duration::from_secs(10);
+/// So many instances are looked at in full each period, in turn; of the others only what Docker lists.
+/// What happens to a container is seen at once all the same, by Docker's events.
+const IN_FULL: usize = 32;
 /// How soon to look again when Docker does not answer.
 const WHEN_BLIND: Duration = Duration::from_millis(500);
 /// So many workers make Docker work at once; more only makes each slower.
@@ -46,6 +60,8 @@ pub(crate) struct Reconciler {
     /// True once everything on the node has been seen after the start.
     adopted: watch::Sender<bool>,
     permits: Semaphore,
+    /// Where the last turn of looking in full ended.
+    cursor: AtomicUsize,
 }
 
 impl Reconciler {
@@ -62,6 +78,7 @@ impl Reconciler {
             reports: watch::channel(Arc::default()).0,
             adopted: watch::channel(false).0,
             permits: Semaphore::new(WORKERS),
+            cursor: AtomicUsize::new(0),
         }
     }
 
@@ -115,11 +132,16 @@ impl Reconciler {
     async fn listen(self: Arc<Self>) {
         loop {
             let mut events = std::pin::pin!(self.node.docker.events());
-            while let Some(Ok(_)) = events.next().await {
+            while let Some(Ok(happening)) = events.next().await {
+                self.node.docker.forget(|id| id == happening.instance);
+                if happening.out_of_memory {
+                    self.progress.note_memory_kill(happening.instance);
+                }
                 self.wake.notify_one();
             }
             // Docker is away or restarts: whatever happened meanwhile is seen by a pass.
             tokio::time::sleep(WHEN_BLIND).await;
+            self.node.docker.forget(|_| true);
             self.wake.notify_one();
         }
     }
@@ -128,12 +150,15 @@ impl Reconciler {
     async fn pass(self: &Arc<Self>, verify: bool, workers: &mut JoinSet<()>) -> Result<Option<Duration>, ObserveError> {
         if verify {
             self.armed.verify(&self.node.egress).await?;
+            self.node.volumes.refresh().await?;
         }
         // Taken before looking: what a worker changes meanwhile is looked at when it has ended.
         let busy = self.progress.busy();
         let entries = self.ledger.entries();
-        let earlier = if verify { BTreeMap::new() } else { self.progress.settled() };
-        let snapshot = observe::observe(&self.node, &entries, &self.armed, &earlier).await?;
+        let earlier = self.progress.earlier();
+        let in_full = if verify { self.take_turn(&entries) } else { BTreeSet::new() };
+        self.node.docker.forget(|id| in_full.contains(&id));
+        let snapshot = observe::observe(&self.node, &entries, &self.armed, &earlier, &in_full).await?;
         let mut look_again: Option<Duration> = None;
         for entry in entries.iter().filter(|entry| !busy.contains(&entry.order.id)) {
             if let Some(wait) = self.decide(entry, &snapshot, workers) {
@@ -141,10 +166,17 @@ impl Reconciler {
             }
         }
         self.progress.note_unknown(snapshot.unknown);
-        self.progress.retain(&entries.iter().map(|entry| entry.order.id).collect::<BTreeSet<InstanceId>>());
+        self.progress
+            .retain(&entries.iter().map(|entry| entry.order.id).collect::<BTreeSet<InstanceId>>());
         self.publish();
         self.adopted.send_if_modified(|adopted| !std::mem::replace(adopted, true));
         Ok(look_again)
+    }
+
+    /// The instances whose turn it is to be looked at in full.
+    fn take_turn(&self, entries: &[Arc<Entry>]) -> BTreeSet<InstanceId> {
+        let from = self.cursor.fetch_add(IN_FULL, Ordering::Relaxed);
+        turn(from, entries.len()).map(|at| entries[at].order.id).collect()
     }
 
     fn decide(self: &Arc<Self>, entry: &Arc<Entry>, snapshot: &Snapshot, workers: &mut JoinSet<()>) -> Option<Duration> {
@@ -176,7 +208,10 @@ impl Reconciler {
         let id = entry.order.id;
         let mut failure = None;
         for action in actions {
-            let overtaken = self.ledger.entry(id).is_none_or(|now| now.order.generation != entry.order.generation);
+            let overtaken = self
+                .ledger
+                .entry(id)
+                .is_none_or(|now| now.order.generation != entry.order.generation);
             if overtaken {
                 break;
             }
@@ -190,7 +225,10 @@ impl Reconciler {
                 _ => self.permits.acquire().await.ok(),
             };
             tracing::info!(action = action.name(), instance = %id, "action");
-            let result = self.halt.around(action.name(), || apply::apply(&self.node, &self.armed, &entry, action)).await;
+            let result = self
+                .halt
+                .around(action.name(), || apply::apply(&self.node, &self.armed, &entry, action))
+                .await;
             drop(permit);
             if let Err(error) = result {
                 tracing::warn!(action = action.name(), instance = %id, error = %Chain(&error), "an action failed and will be tried again");
@@ -212,5 +250,23 @@ impl Reconciler {
             }
             differs
         });
+    }
+}
+
+/// Which of so many are next, from where the last turn ended.
+fn turn(from: usize, count: usize) -> impl Iterator<Item = usize> {
+    (0..count.min(IN_FULL)).map(move |step| from.wrapping_add(step) % count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turn__should_come_to_everybody_and_nobody_twice() {
+        assert_eq!(turn(7, 0).count(), 0);
+        assert_eq!(turn(7, 3).collect::<BTreeSet<_>>(), BTreeSet::from([0, 1, 2]));
+        let seen: Vec<usize> = (0..4).flat_map(|round| turn(round * IN_FULL, 4 * IN_FULL)).collect();
+        assert_eq!(seen, (0..4 * IN_FULL).collect::<Vec<_>>());
     }
 }

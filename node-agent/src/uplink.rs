@@ -68,7 +68,9 @@ impl Uplink {
                             self.wake.notify_one();
                             continue;
                         }
-                        Err(error) => tracing::error!(error = %Chain(&error), "orders cannot be kept; the node goes on with those it has"),
+                        Err(error) => {
+                            tracing::error!(error = %Chain(&error), "orders cannot be kept; the node goes on with those it has")
+                        }
                     }
                 }
                 Ok(None) => {
@@ -140,7 +142,12 @@ impl Uplink {
 
     /// Deleted instances of which nothing is left here.
     fn gone(&self) -> BTreeSet<InstanceId> {
-        self.reports.borrow().iter().filter(|report| report.phase == Phase::Deleted).map(|report| report.id).collect()
+        self.reports
+            .borrow()
+            .iter()
+            .filter(|report| report.phase == Phase::Deleted)
+            .map(|report| report.id)
+            .collect()
     }
 
     fn note_connected(&self, connected: bool) {
@@ -156,7 +163,9 @@ impl Uplink {
 
     /// Logged when it begins, not on every try.
     fn note_failure(&self, error: &UplinkError) {
-        let began = self.connected.send_if_modified(|connected| std::mem::replace(connected, false));
+        let began = self
+            .connected
+            .send_if_modified(|connected| std::mem::replace(connected, false));
         if began || error.is_refusal() {
             tracing::warn!(error = %Chain(error), at = ?SystemTime::now(), "the coordinator cannot be reached or refuses; the node goes on alone");
         }

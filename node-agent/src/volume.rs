@@ -7,6 +7,7 @@
 
 mod btrfs;
 mod folder;
+mod mounts;
 mod nested;
 mod sysfs;
 mod usage;
@@ -15,20 +16,26 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crabshack_shared::{ids::InstanceId, resources::Bytes};
 use tokio::task::spawn_blocking;
 
-use self::{
-    btrfs::{Btrfs, Found},
-    nested::Nested,
-};
+#[cfg(test)]
+pub(crate) use self::usage::VolumeUsage;
 pub(crate) use self::{
     btrfs::{BTRFS, is_btrfs},
     folder::{AGENT, InstanceFolder, Owner},
-    usage::{Storage, Volume, VolumeUsage},
+    mounts::mount_of,
+    usage::{Storage, Volume},
+};
+use self::{
+    btrfs::{Btrfs, Found},
+    nested::Nested,
 };
 use crate::command::CommandError;
 
@@ -95,6 +102,8 @@ pub(crate) struct Volumes {
     unbounded: Option<String>,
     known: Mutex<BTreeMap<InstanceId, Volume>>,
     nested: Mutex<Nested>,
+    /// What the pool can still promise, as of the last look.
+    spare: AtomicU64,
     /// Held while a promise is checked and made, so that two cannot take the same room.
     promising: tokio::sync::Mutex<()>,
 }
@@ -104,12 +113,29 @@ impl Volumes {
     pub(crate) async fn open(root: PathBuf) -> Result<Self, VolumeError> {
         let (path, owner) = (root.clone(), AGENT);
         blocking("make", root.clone(), move || folder::make_private(&path)).await?;
-        let (btrfs, unbounded) = match Btrfs::find(&root).await {
+        let found = Btrfs::find(&root).await;
+        let failed = |source| VolumeError::Command {
+            action: "use the quotas of",
+            path: root.clone(),
+            source,
+        };
+        let (btrfs, unbounded) = match found.map_err(failed)? {
             Found::Quotas(btrfs) => (Some(btrfs), None),
             Found::Nothing(reason) => (None, Some(reason)),
         };
-        let (known, nested, promising) = Default::default();
-        Ok(Self { root, owner, btrfs, unbounded, known, nested, promising })
+        let (known, nested, spare, promising) = Default::default();
+        let volumes = Self {
+            root,
+            owner,
+            btrfs,
+            unbounded,
+            known,
+            nested,
+            spare,
+            promising,
+        };
+        volumes.look_at_spare().await?;
+        Ok(volumes)
     }
 
     /// Where an instance's things are, whether they exist or not.
@@ -141,12 +167,22 @@ impl Volumes {
     pub(crate) async fn limit(&self, id: InstanceId, size: Bytes) -> Result<(), VolumeError> {
         let Some(btrfs) = &self.btrfs else { return Ok(()) };
         let folder = self.folder(id);
+        self.look_at_spare().await?;
         self.lock().remove(&id);
-        let Volume::Quota(usage) = self.volume(id).await? else { return Ok(()) };
+        let Volume::Quota(usage) = self.volume(id).await? else {
+            return Ok(());
+        };
         if usage.used > size {
-            return Err(VolumeError::TooSmall { wanted: size, used: usage.used });
+            return Err(VolumeError::TooSmall {
+                wanted: size,
+                used: usage.used,
+            });
         }
-        let failed = |source| VolumeError::Command { action: "limit", path: folder.home.clone(), source };
+        let failed = |source| VolumeError::Command {
+            action: "limit",
+            path: folder.home.clone(),
+            source,
+        };
         let _promise = self.promising.lock().await;
         self.check_promise(btrfs, size, usage.limit.unwrap_or(Bytes::new(0)))?;
         btrfs.limit(id, size).await.map_err(failed)?;
@@ -195,6 +231,7 @@ impl Volumes {
 
     /// Reads all sizes again: a few small files per instance, no program is run.
     pub(crate) async fn refresh(&self) -> Result<(), VolumeError> {
+        self.look_at_spare().await?;
         let root = self.root.clone();
         for id in blocking("list", root.clone(), move || Ok(folder::list(&root)?)).await? {
             self.volume(id).await?;
@@ -230,36 +267,71 @@ impl Volumes {
         let mut known = self.lock();
         if let Volume::Quota(usage) = &mut volume {
             usage.nested = self.nested().count_of(id);
+            usage.largest = Bytes::new(self.spare.load(Ordering::Relaxed) + usage.limit.map_or(0, Bytes::get));
             usage.show_after(known.get(&id));
         }
         known.insert(id, volume.clone());
         Ok(volume)
     }
 
-    async fn make_subvolume(&self, btrfs: &Btrfs, id: InstanceId, folder: &InstanceFolder, size: Bytes) -> Result<(), VolumeError> {
-        let failed = |source| VolumeError::Command { action: "make", path: folder.home.clone(), source };
+    async fn look_at_spare(&self) -> Result<(), VolumeError> {
+        let storage = self.storage().await?;
+        let promised = storage.promised.map_or(0, Bytes::get);
+        self.spare
+            .store(storage.capacity().get().saturating_sub(promised), Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn make_subvolume(
+        &self,
+        btrfs: &Btrfs,
+        id: InstanceId,
+        folder: &InstanceFolder,
+        size: Bytes,
+    ) -> Result<(), VolumeError> {
+        let failed = |source| VolumeError::Command {
+            action: "make",
+            path: folder.home.clone(),
+            source,
+        };
         self.remove_subvolumes(btrfs, id, folder).await?;
         self.discard(&folder.unfinished).await?;
         let _promise = self.promising.lock().await;
-        self.check_promise(btrfs, size, btrfs.usage(id).ok().and_then(|usage| usage.limit).unwrap_or(Bytes::new(0)))?;
+        self.check_promise(
+            btrfs,
+            size,
+            btrfs.usage(id).ok().and_then(|usage| usage.limit).unwrap_or(Bytes::new(0)),
+        )?;
         // The limit stands before there is anything that it could have to stop.
         btrfs.limit(id, size).await.map_err(failed)?;
         btrfs.create(id, &folder.unfinished).await.map_err(failed)
     }
 
     fn check_promise(&self, btrfs: &Btrfs, wanted: Bytes, held: Bytes) -> Result<(), VolumeError> {
-        let failed = |source| VolumeError::Disk { action: "look at", path: self.root.clone(), source };
+        let failed = |source| VolumeError::Disk {
+            action: "look at",
+            path: self.root.clone(),
+            source,
+        };
         let promised = btrfs.promised().map_err(failed)?;
         let capacity = Storage::of(&self.root).map_err(failed)?.capacity();
         if wanted > held && promised.get() - held.get() + wanted.get() > capacity.get() {
-            return Err(VolumeError::NoRoom { wanted, promised, capacity });
+            return Err(VolumeError::NoRoom {
+                wanted,
+                promised,
+                capacity,
+            });
         }
         Ok(())
     }
 
     /// Removes a folder of ours with all that is in it.
     async fn discard(&self, path: &Path) -> Result<(), VolumeError> {
-        let failed = |source| VolumeError::Command { action: "remove", path: path.to_owned(), source };
+        let failed = |source| VolumeError::Command {
+            action: "remove",
+            path: path.to_owned(),
+            source,
+        };
         folder::discard(path).await.map_err(failed)
     }
 
@@ -270,6 +342,16 @@ impl Volumes {
     fn nested(&self) -> MutexGuard<'_, Nested> {
         self.nested.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a folder is on a btrfs that counts.
+pub(crate) fn counts(folder: &Path) -> bool {
+    btrfs::qgroups(folder).is_ok()
+}
+
+/// Whether a folder holds anything of instances.
+pub(crate) fn holds_volumes(instances: &Path) -> io::Result<bool> {
+    Ok(!folder::list(instances)?.is_empty())
 }
 
 /// What stopped a blocking step.

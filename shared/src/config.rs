@@ -54,7 +54,11 @@ fn variable_of(command: &clap::Command, argument: &str) -> Option<String> {
 pub fn exit(message: &str, code: i32) -> ExitCode {
     use std::io::Write as _;
     let text = message.trim_end();
-    let told = if code == 0 { writeln!(std::io::stdout(), "{text}") } else { writeln!(std::io::stderr(), "{text}") };
+    let told = if code == 0 {
+        writeln!(std::io::stdout(), "{text}")
+    } else {
+        writeln!(std::io::stderr(), "{text}")
+    };
     // Whoever closed the stream does not want to know.
     drop(told);
     ExitCode::from(u8::try_from(code).unwrap_or(1))

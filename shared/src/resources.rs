@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct InvalidBytes(String);
 
 /// A size in bytes, written like Docker's: `512m`, `2G`, `4g`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Bytes(u64);
 

@@ -121,7 +121,11 @@ pub struct JoinToken {
 impl JoinToken {
     /// The one-line form.
     pub fn encode(&self) -> Secret {
-        Secret::from(format!("{}.{}", self.secret.expose(), URL_SAFE_NO_PAD.encode(&self.authority)))
+        Secret::from(format!(
+            "{}.{}",
+            self.secret.expose(),
+            URL_SAFE_NO_PAD.encode(&self.authority)
+        ))
     }
 
     /// Reads the one-line form.

@@ -9,6 +9,7 @@
 pub mod client;
 pub mod cluster;
 pub mod command;
+pub mod data_plane;
 pub mod dockerd;
 pub mod engine;
 pub mod gateway;
@@ -20,6 +21,7 @@ pub mod machine;
 pub mod measure;
 pub mod must;
 pub mod openclaw;
+pub mod pool;
 pub mod process;
 pub mod scratch;
 pub mod suite;

@@ -4,6 +4,7 @@ pub mod crash;
 pub mod create;
 pub mod egress_first;
 pub mod gateway;
+pub mod quota;
 pub mod storm;
 
 use serde_json::{Map, Value, json};

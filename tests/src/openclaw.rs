@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
@@ -26,12 +27,8 @@ pub async fn import(dockerd: &Dockerd) -> anyhow::Result<String> {
     let name = ask("--print-name")?.trim().to_owned();
     let tar = ask("--tar-only")?;
     let tar = tar.trim().lines().last().context("no path of a tar was printed")?;
-    let changes = [
-        "USER 1000:1000",
-        "WORKDIR /home/agent",
-        "ENV HOME=/home/agent",
-        r#"ENTRYPOINT ["/usr/local/bin/crabshack-entrypoint"]"#,
-    ];
+    let changes = ask("--print-changes")?;
+    let changes: Vec<_> = changes.lines().collect();
     image::import(dockerd, tar.as_ref(), &name, &changes).await?;
     Ok(name)
 }
@@ -48,7 +45,7 @@ pub fn request(name: &str, image: &str) -> Value {
 /// Creates a real instance and shakes hands as the Control UI does.
 pub async fn hello_ok(cluster: &Cluster<'_>) -> anyhow::Result<bool> {
     let image = import(&cluster.machine.dockerd).await?;
-    tokio::time::timeout(START, cluster.client.create(&request("claw", &image)))
+    timeout(START, cluster.client.create(&request("claw", &image)))
         .await
         .context("OpenClaw does not start")??;
     let token = must::text(&cluster.client.instance("claw").await?, "token")?.to_owned();
@@ -64,31 +61,39 @@ pub async fn hello_ok(cluster: &Cluster<'_>) -> anyhow::Result<bool> {
     Ok(hello["type"] == "hello-ok" && scopes.contains("operator.admin"))
 }
 
-/// The handshake; returns the payload of the answer.
+/// The handshake, repeated while OpenClaw says that it is still starting; the payload of the answer.
 pub async fn connect(visitor: &Browser) -> anyhow::Result<Value> {
+    let hello = must::eventually("the handshake", PATIENCE, async || {
+        let answer = timeout(PATIENCE, shake_hands(visitor))
+            .await
+            .context("OpenClaw says nothing")??;
+        Ok((answer["error"]["retryable"] != true).then_some(answer))
+    })
+    .await?;
+    ensure!(hello["ok"] == true, "OpenClaw refused: {hello}");
+    Ok(hello["payload"].clone())
+}
+
+/// One attempt; the whole answer frame.
+async fn shake_hands(visitor: &Browser) -> anyhow::Result<Value> {
     let mut socket = visitor.websocket("/").await?;
     let request = json!({
         "type": "req", "id": "1", "method": "connect",
         "params": {
-            "minProtocol": 4, "maxProtocol": 4, "role": "operator", "caps": [],
-            "scopes": ["operator.admin", "operator.read", "operator.write", "operator.approvals", "operator.pairing"],
-            "client": {"id": "openclaw-control-ui", "version": "control-ui", "platform": "Linux", "mode": "webchat"},
+            "minProtocol": 4, "maxProtocol": 4, "role": "operator", "caps": ["tool-events"], "locale": "en",
+            "scopes": ["operator.admin", "operator.read", "operator.write", "operator.approvals", "operator.questions", "operator.pairing"],
+            // OpenClaw refuses a page of another build; `dev` passes as any.
+            "client": {"id": "openclaw-control-ui", "version": "control-ui", "platform": "Linux x86_64", "mode": "webchat", "buildId": "dev"},
         },
     });
-    let talking = async {
-        while let Some(message) = socket.next().await {
-            let Message::Text(text) = message? else { continue };
-            let frame: Value = serde_json::from_str(&text)?;
-            if frame["event"] == "connect.challenge" {
-                socket.send(Message::text(request.to_string())).await?;
-            } else if frame["id"] == "1" {
-                ensure!(frame["ok"] == true, "OpenClaw refused: {frame}");
-                return Ok(frame["payload"].clone());
-            }
+    while let Some(message) = socket.next().await {
+        let Message::Text(text) = message? else { continue };
+        let frame: Value = serde_json::from_str(&text)?;
+        if frame["event"] == "connect.challenge" {
+            socket.send(Message::text(request.to_string())).await?;
+        } else if frame["id"] == "1" {
+            return Ok(frame);
         }
-        anyhow::bail!("OpenClaw closed the connection")
-    };
-    tokio::time::timeout(PATIENCE, talking)
-        .await
-        .context("OpenClaw says nothing")?
+    }
+    bail!("OpenClaw closed the connection")
 }

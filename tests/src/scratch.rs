@@ -5,12 +5,17 @@ use std::{
     env, fs,
     fs::{File, TryLockError},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::Context as _;
 
+use crate::command;
+
 const PREFIX: &str = "crabshack-tests-";
 const LOCK: &str = "lock";
+/// Longer than a run takes from its folder to its lock.
+const START: Duration = Duration::from_secs(60);
 
 /// A folder that is removed with the run.
 #[derive(Debug)]
@@ -62,24 +67,53 @@ fn name_of(path: &Path) -> String {
 fn sweep() {
     for entry in fs::read_dir(env::temp_dir()).into_iter().flatten().flatten() {
         let path = entry.path();
-        if !name_of(&path).starts_with(PREFIX) {
-            continue;
-        }
-        let Ok(lock) = File::open(path.join(LOCK)) else { continue };
-        if !matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
+        if name_of(&path).starts_with(PREFIX) && is_dead(&path) {
             remove(&path);
         }
     }
 }
 
+/// Nobody holds its lock, or it never got one.
+fn is_dead(path: &Path) -> bool {
+    match File::open(path.join(LOCK)) {
+        Ok(lock) => !matches!(lock.try_lock(), Err(TryLockError::WouldBlock)),
+        Err(_) => {
+            let made = fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+            made.and_then(|made| made.elapsed().ok()).is_some_and(|age| age > START)
+        }
+    }
+}
+
+/// The lock goes last: what cannot be removed now is swept by the next run.
 fn remove(path: &Path) {
-    // What cannot be removed now is swept by the next run.
-    drop(fs::remove_dir_all(path));
+    unmount(path);
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            drop(fs::remove_dir_all(path));
+        } else if entry.file_name() != LOCK {
+            drop(fs::remove_file(path));
+        }
+    }
+    let left = fs::read_dir(path).into_iter().flatten().count();
+    if left <= 1 {
+        drop(fs::remove_dir_all(path));
+    }
     let name = name_of(path);
     for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
         remove_groups(&controller.path().join(&name));
     }
     remove_groups(&Path::new("/sys/fs/cgroup").join(&name));
+}
+
+/// dockerd leaves mounts in our mount namespace when it is killed; latest first.
+fn unmount(path: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1));
+    for point in points.filter(|point| Path::new(point).starts_with(path)) {
+        // Another one may have taken it along.
+        drop(command::run(&format!("umount --lazy {point}")));
+    }
 }
 
 /// Control groups are folders that can only be removed empty of processes, leaves first.

@@ -8,7 +8,7 @@ use crabshack_tests::{
     client::{Answer, stub},
     cluster::{AGENT_HEALTH, Cluster, Who},
     machine::Machine,
-    must::{PATIENCE, become_true, eventually},
+    must::{PATIENCE, become_true},
     suite,
     trust::{Authority, agent_listener, talk},
 };
@@ -205,7 +205,7 @@ async fn renewal(machine: &Machine) -> anyhow::Result<()> {
 }
 
 async fn configuration(machine: &Machine) -> anyhow::Result<()> {
-    let cluster = Cluster::new(machine)?;
+    let mut cluster = Cluster::new(machine)?;
     let cases = [
         (Who::Coordinator, "CRABSHACK_ADMIN_SECRET", "short"),
         (Who::Coordinator, "CRABSHACK_PORT", "70000"),
@@ -227,8 +227,7 @@ async fn configuration(machine: &Machine) -> anyhow::Result<()> {
     if Path::new(&cluster.data(Who::Coordinator)).exists() {
         bail!("a bad configuration made a data folder");
     }
-    eventually("nothing listens", PATIENCE, async || {
-        Ok(tokio::net::TcpStream::connect("127.0.0.1:7700").await.is_err().then_some(()))
-    })
-    .await
+    let listens = tokio::net::TcpStream::connect("127.0.0.1:7700").await;
+    ensure!(listens.is_err(), "something listens");
+    cluster.wipe().await
 }

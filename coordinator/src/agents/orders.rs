@@ -11,7 +11,7 @@ use axum::{
 use crabshack_shared::{
     agent_api::{
         LONG_POLL_SECONDS,
-        v1::{OnDisconnect, InstanceOrder, InstanceSpec, Orders},
+        v1::{InstanceOrder, InstanceSpec, OnDisconnect, Orders},
     },
     ids::NodeId,
     problem::Problem,

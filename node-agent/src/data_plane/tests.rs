@@ -55,6 +55,20 @@ impl Instances for OneInstance {
             Err(Problem::new(http::StatusCode::NOT_FOUND, Code::NotFound, "no such instance"))
         }
     }
+
+    async fn follow(&self, instance: InstanceId, tail: u32) -> Result<LogStream, Problem> {
+        let first = self.logs(instance, tail).await?;
+        let never_ends = futures_util::stream::pending();
+        Ok(Box::pin(futures_util::stream::iter([Bytes::from(first)]).chain(never_ends)))
+    }
+
+    async fn stats(&self, instance: InstanceId) -> Result<Stats, Problem> {
+        self.logs(instance, 0).await?;
+        Ok(Stats {
+            pids: 7,
+            ..Stats::default()
+        })
+    }
 }
 
 struct Node {
@@ -270,4 +284,33 @@ async fn shutdown__should_end_open_tunnels_and_free_the_port() {
     assert!(node.shutdown.finish(Duration::from_secs(5)).await);
     assert!(matches!(stream.read(&mut [0]).await, Ok(0) | Err(_)));
     assert!(TcpStream::connect(node.address).await.is_err());
+}
+
+#[tokio::test]
+async fn followed_logs__should_stream_as_text_until_the_agent_stops() {
+    let node = Node::start(closed_port().await).await;
+    let path = format!("/v1/instances/{}/logs?tail=7&follow=true", node.instance);
+    let mut stream = node.ask_as_coordinator(&path).await;
+    let answer = head(&mut stream).await;
+    assert!(
+        answer.starts_with("http/1.1 200") && answer.contains("transfer-encoding: chunked"),
+        "{answer}"
+    );
+    let expected = b"7\r\n7 lines\r\n";
+    let mut chunk = vec![0; expected.len()];
+    stream.read_exact(&mut chunk).await.unwrap();
+    assert_eq!(chunk, expected);
+    node.shutdown.token.cancel();
+    let mut end = [0; 5];
+    stream.read_exact(&mut end).await.unwrap();
+    assert_eq!(&end, b"0\r\n\r\n");
+}
+
+#[tokio::test]
+async fn stats__should_be_of_known_instances() {
+    let node = Node::start(closed_port().await).await;
+    for (instance, status) in [(node.instance, 200), (InstanceId::random(), 404)] {
+        let mut stream = node.ask_as_coordinator(&format!("/v1/instances/{instance}/stats")).await;
+        assert!(head(&mut stream).await.starts_with(&format!("http/1.1 {status}")));
+    }
 }

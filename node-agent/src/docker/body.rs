@@ -23,14 +23,15 @@ const OOM_SCORE_ADJUST: i64 = 500;
 const IO_WEIGHT: u16 = 15;
 /// `/dev/shm`: in memory, so it counts against the instance's limit.
 const SHARED_MEMORY: i64 = 64 << 20;
-/// Open files of one process.
-const OPEN_FILES: i64 = 65_536;
+/// Open files of one process, where the node's own limit is not lower.
+pub(super) const OPEN_FILES: u64 = 65_536;
 
-/// What the node's kernel has beyond the least that is needed.
-#[derive(Debug, Clone, Copy, Default)]
+/// What the node offers.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Options {
     pub(super) io_weight: bool,
     pub(super) swappiness: bool,
+    pub(super) open_files: u64,
 }
 
 /// The network of a link. Masquerading and filtering are our ruleset's, not Docker's.
@@ -123,7 +124,7 @@ fn host(spec: &ContainerSpec, network: &str, options: Options) -> HostConfig {
         blkio_weight: options.io_weight.then_some(IO_WEIGHT),
         shm_size: Some(SHARED_MEMORY),
         // No `nproc`: that one counts per user id, and all instances share theirs.
-        ulimits: Some(vec![ulimit("core", 0), ulimit("nofile", OPEN_FILES)]),
+        ulimits: Some(vec![ulimit("core", 0), ulimit("nofile", options.open_files)]),
         oom_score_adj: Some(OOM_SCORE_ADJUST),
         init: Some(true),
         privileged: Some(false),
@@ -146,7 +147,8 @@ fn host(spec: &ContainerSpec, network: &str, options: Options) -> HostConfig {
     }
 }
 
-fn ulimit(name: &str, limit: i64) -> ResourcesUlimits {
+fn ulimit(name: &str, limit: u64) -> ResourcesUlimits {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     ResourcesUlimits {
         name: Some(name.to_owned()),
         soft: Some(limit),
@@ -201,7 +203,12 @@ mod tests {
     #[test]
     fn body__should_be_as_written_down() {
         let order = order();
-        let body = container(&spec(&order), order.spec.image.to_string(), Options::default());
+        let options = Options {
+            io_weight: false,
+            swappiness: false,
+            open_files: OPEN_FILES,
+        };
+        let body = container(&spec(&order), order.spec.image.to_string(), options);
         let made = serde_json::json!({ "container": body, "network": network(&link(order.id)) });
         let written: serde_json::Value = serde_json::from_str(include_str!("expected.json")).unwrap();
         assert_eq!(made, written, "changed: raise RECIPE_VERSION; made:\n{made:#}");

@@ -101,7 +101,13 @@ impl Docker {
             Ok(()) => Ok(()),
             Err(error) if status(&error) == Some(404) => Err(DockerError::NoSuchContainer { instance }),
             // Old engines answer 500, newer ones 409.
-            Err(error) if ["is not paused", "is not running"].iter().any(|text| message(&error).contains(text)) => Ok(()),
+            Err(error)
+                if ["is not paused", "is not running"]
+                    .iter()
+                    .any(|text| message(&error).contains(text)) =>
+            {
+                Ok(())
+            }
             Err(error) => Err(DockerError::of("unpause the container", error)),
         }
     }

@@ -1,10 +1,10 @@
 //! What this Docker is, so that the node can refuse one it cannot work with.
 
-use std::{fs, path::Path, sync::atomic::Ordering};
+use std::{fs, path::Path, sync::PoisonError};
 
 use bollard::models::SystemInfoCgroupVersionEnum;
 
-use super::{Docker, DockerError, NORMAL};
+use super::{Abilities, Bounds, Docker, DockerError, NORMAL};
 
 /// Facts of the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +29,30 @@ pub(crate) struct DockerFacts {
     pub(crate) selinux: bool,
     /// Containers outlive a restart of dockerd.
     pub(crate) live_restore: bool,
+    /// Where it keeps images and containers.
+    pub(crate) root: Option<std::path::PathBuf>,
     /// Instances can be given less of a disk than the node's own processes.
     pub(crate) io_weight: bool,
+    /// What it can bound.
+    pub(crate) bounds: Bounds,
+}
+
+impl DockerFacts {
+    /// What this engine or its kernel cannot do and people should know.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let missing = self.bounds.missing();
+        let unbounded = (!missing.is_empty()).then(|| {
+            format!(
+                "Docker cannot bound the {} of instances on this kernel: turn the cgroup controllers on",
+                missing.join(", ")
+            )
+        });
+        let text = "this kernel gives disks no weights, so a busy instance can slow down the disks of its neighbours";
+        unbounded
+            .into_iter()
+            .chain((!self.io_weight).then(|| text.to_owned()))
+            .collect()
+    }
 }
 
 impl Docker {
@@ -48,8 +70,18 @@ impl Docker {
             _ => None,
         };
         let io_weight = io_weight(cgroup_version, Path::new("/sys/fs/cgroup"));
-        self.kernel.io_weight.store(io_weight, Ordering::Relaxed);
-        self.kernel.swappiness.store(cgroup_version == Some(1), Ordering::Relaxed);
+        // An engine that says nothing about one of them is taken to have it.
+        let bounds = Bounds {
+            memory: info.memory_limit.unwrap_or(true),
+            swap: info.swap_limit.unwrap_or(true),
+            cpu: info.cpu_cfs_period.unwrap_or(true) && info.cpu_cfs_quota.unwrap_or(true),
+            pids: info.pids_limit.unwrap_or(true),
+        };
+        *self.abilities.lock().unwrap_or_else(PoisonError::into_inner) = Abilities {
+            io_weight,
+            swappiness: cgroup_version == Some(1),
+            bounds,
+        };
         let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
         runtimes.sort();
         Ok(DockerFacts {
@@ -59,6 +91,7 @@ impl Docker {
             storage_driver: info.driver.unwrap_or_default(),
             cgroup_version,
             io_weight,
+            bounds,
             podman: version
                 .components
                 .unwrap_or_default()
@@ -68,6 +101,7 @@ impl Docker {
             userns: has(&security, "userns"),
             selinux: has(&security, "selinux"),
             live_restore: info.live_restore_enabled.unwrap_or_default(),
+            root: info.docker_root_dir.map(Into::into),
         })
     }
 }

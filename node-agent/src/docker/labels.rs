@@ -89,7 +89,12 @@ mod tests {
     #[test]
     fn labels__should_read_broken_ones_as_the_oldest() {
         let read = |recipe: &str, restarts: &str, generation: &str| {
-            let pairs = [(RECIPE, recipe), (RESTARTS, restarts), (SPEC, restarts), (GENERATION, generation)];
+            let pairs = [
+                (RECIPE, recipe),
+                (RESTARTS, restarts),
+                (SPEC, restarts),
+                (GENERATION, generation),
+            ];
             made_from(Some(&pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into()))
         };
         let written = Generation { epoch: 2, counter: 30 };

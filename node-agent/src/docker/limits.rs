@@ -24,7 +24,40 @@ pub(crate) struct AppliedLimits {
     pub(crate) pids: i64,
 }
 
+/// What an engine can bound: of the rest it warns, and leaves it out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    pub(crate) memory: bool,
+    pub(crate) swap: bool,
+    pub(crate) cpu: bool,
+    pub(crate) pids: bool,
+}
+
+impl Bounds {
+    /// In words, for people.
+    pub(super) fn missing(self) -> Vec<&'static str> {
+        let all = [
+            (self.memory, "memory"),
+            (self.swap, "swap"),
+            (self.cpu, "processor time"),
+            (self.pids, "processes"),
+        ];
+        all.into_iter().filter_map(|(has, name)| (!has).then_some(name)).collect()
+    }
+}
+
 impl AppliedLimits {
+    /// What remains of them in an engine that cannot bound everything.
+    fn within(self, bounds: Bounds) -> Self {
+        Self {
+            memory: if bounds.memory { self.memory } else { 0 },
+            memory_swap: if bounds.memory && bounds.swap { self.memory_swap } else { -1 },
+            cpu_period: if bounds.cpu { self.cpu_period } else { 0 },
+            cpu_quota: if bounds.cpu { self.cpu_quota } else { 0 },
+            pids: if bounds.pids { self.pids } else { 0 },
+        }
+    }
+
     /// As the recipe wants them.
     pub(crate) fn of(limits: &Limits) -> Self {
         // In range: parsed sizes fit into signed 64 bits.
@@ -52,6 +85,11 @@ impl AppliedLimits {
 }
 
 impl Docker {
+    /// How a container that was given these limits looks here.
+    pub(crate) fn applied(&self, limits: &Limits) -> AppliedLimits {
+        AppliedLimits::of(limits).within(self.abilities().bounds)
+    }
+
     /// Gives the container other limits, running or not; nothing in it is restarted. Idempotent.
     pub(crate) async fn update_limits(&self, instance: InstanceId, limits: &Limits) -> Result<(), DockerError> {
         let limits = AppliedLimits::of(limits);
@@ -93,5 +131,17 @@ mod tests {
             AppliedLimits::of(&limits)
         );
         assert_eq!(AppliedLimits::read(None), AppliedLimits::default());
+        let no_swap = Bounds {
+            memory: true,
+            swap: false,
+            cpu: true,
+            pids: true,
+        };
+        let applied = AppliedLimits::of(&limits).within(no_swap);
+        assert_eq!(
+            (applied.memory, applied.memory_swap),
+            (2 << 30, -1),
+            "else it would be set again for ever"
+        );
     }
 }

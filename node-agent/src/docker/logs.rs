@@ -24,6 +24,8 @@ pub(crate) struct LogSource {
     pub(crate) created: DateTime<Utc>,
     /// It runs, or is paused.
     pub(crate) up: bool,
+    /// When it last ended, in Docker's words.
+    pub(crate) finished: Option<String>,
 }
 
 /// A part of a log, mostly one line.
@@ -35,10 +37,18 @@ pub(crate) struct LogLine {
     pub(crate) text: Vec<u8>,
 }
 
+/// The end of a log.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct LogEnd {
+    /// Whole lines, oldest first.
+    pub(crate) text: String,
+    /// There were more bytes than are given, so lines before these are missing.
+    pub(crate) cut: bool,
+}
+
 impl Docker {
-    /// The last lines, standard output and standard error, oldest first. Empty when there is no
-    /// container.
-    pub(crate) async fn logs(&self, instance: InstanceId, tail: u32) -> Result<String, DockerError> {
+    /// The last lines, standard output and standard error. Empty when there is no container.
+    pub(crate) async fn logs(&self, instance: InstanceId, tail: u32) -> Result<LogEnd, DockerError> {
         let options = LogsOptionsBuilder::default()
             .stdout(true)
             .stderr(true)
@@ -51,12 +61,16 @@ impl Docker {
                 while let Some(line) = lines.try_next().await? {
                     output.add(line.as_ref());
                 }
-                Ok(output.into_text())
+                let cut = output.is_cut();
+                Ok(LogEnd {
+                    text: output.into_text(),
+                    cut,
+                })
             })
             .await;
         match result {
-            Ok(text) => Ok(text),
-            Err(error) if status(&error) == Some(404) => Ok(String::new()),
+            Ok(end) => Ok(end),
+            Err(error) if status(&error) == Some(404) => Ok(LogEnd::default()),
             Err(error) => Err(DockerError::of(OPERATION, error)),
         }
     }
@@ -68,8 +82,9 @@ impl Docker {
             let state = found.state?;
             Some(LogSource {
                 docker_id: found.id?,
-                created: found.created.and_then(|text| text.to_string().parse().ok()).unwrap_or_default(),
+                created: found.created.and_then(|text| text.parse().ok()).unwrap_or_default(),
                 up: state.running.unwrap_or_default(),
+                finished: state.finished_at,
             })
         }))
     }
@@ -107,8 +122,14 @@ fn line(bytes: &[u8]) -> LogLine {
         Some((at, &bytes[end + 1..]))
     });
     match stamped {
-        Some((at, text)) => LogLine { at: Some(at), text: text.to_vec() },
-        None => LogLine { at: None, text: bytes.to_vec() },
+        Some((at, text)) => LogLine {
+            at: Some(at),
+            text: text.to_vec(),
+        },
+        None => LogLine {
+            at: None,
+            text: bytes.to_vec(),
+        },
     }
 }
 
@@ -134,6 +155,10 @@ impl LastBytes {
         if self.bytes.len() > self.limit * 2 {
             self.trim();
         }
+    }
+
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut || self.bytes.len() > self.limit
     }
 
     /// The end, from the start of a line when something was cut off.
@@ -162,8 +187,17 @@ mod tests {
     #[test]
     fn line__should_be_parted_from_its_time() {
         let read = line(b"2026-01-02T03:04:05.000000006Z a b\n");
-        assert_eq!((read.at, read.text.as_slice()), ("2026-01-02T03:04:05.000000006Z".parse().ok(), &b"a b\n"[..]));
-        assert_eq!(line(b"a b\n"), LogLine { at: None, text: b"a b\n".to_vec() });
+        assert_eq!(
+            (read.at, read.text.as_slice()),
+            ("2026-01-02T03:04:05.000000006Z".parse().ok(), &b"a b\n"[..])
+        );
+        assert_eq!(
+            line(b"a b\n"),
+            LogLine {
+                at: None,
+                text: b"a b\n".to_vec()
+            }
+        );
     }
 
     #[test]

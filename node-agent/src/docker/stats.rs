@@ -67,7 +67,9 @@ fn read(stats: ContainerStatsResponse) -> Option<Usage> {
     let disk = blocks.map(|entries| {
         // `Read` on cgroup v1, `read` on v2.
         let sum = |wanted: &str| {
-            let of = entries.iter().filter(|entry| entry.op.as_deref().is_some_and(|op| op.eq_ignore_ascii_case(wanted)));
+            let of = entries
+                .iter()
+                .filter(|entry| entry.op.as_deref().is_some_and(|op| op.eq_ignore_ascii_case(wanted)));
             of.filter_map(|entry| entry.value).sum()
         };
         (sum("read"), sum("write"))
@@ -75,7 +77,10 @@ fn read(stats: ContainerStatsResponse) -> Option<Usage> {
     Some(Usage {
         docker_id: stats.id.unwrap_or_default(),
         cpu_nanoseconds,
-        memory_used: memory.usage.unwrap_or_default().saturating_sub(inactive_file(memory.stats.as_ref())),
+        memory_used: memory
+            .usage
+            .unwrap_or_default()
+            .saturating_sub(inactive_file(memory.stats.as_ref())),
         memory_limit: memory.limit.unwrap_or_default(),
         pids: pids.unwrap_or_default(),
         network_received: network(|network| network.rx_bytes),
@@ -88,7 +93,9 @@ fn read(stats: ContainerStatsResponse) -> Option<Usage> {
 /// `inactive_file` leaves out the groups below), `inactive_file` on v2.
 fn inactive_file(stats: Option<&HashMap<String, u64>>) -> u64 {
     let get = |name: &str| stats.and_then(|stats| stats.get(name)).copied();
-    get("total_inactive_file").or_else(|| get("inactive_file")).unwrap_or_default()
+    get("total_inactive_file")
+        .or_else(|| get("inactive_file"))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -28,7 +28,11 @@ impl Tool {
             Self::Iptables => ("iptables", "iptables"),
             Self::Conntrack => ("conntrack", "conntrack"),
         };
-        Program { name, package, deadline: DEADLINE }
+        Program {
+            name,
+            package,
+            deadline: DEADLINE,
+        }
     }
 }
 

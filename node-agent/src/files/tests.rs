@@ -68,7 +68,10 @@ async fn files__should_go_when_they_are_no_longer_wanted() {
     write_as(&folder, &without, owner).await.unwrap();
     assert!(!folder.etc.join("authorized_keys").exists());
     assert!(folder.etc.join("sshd_config").exists());
-    assert!(!differs(&folder, &without) && is_told(&folder, &without), "a changed key needs no telling");
+    assert!(
+        !differs(&folder, &without) && is_told(&folder, &without),
+        "a changed key needs no telling"
+    );
 }
 
 #[tokio::test]

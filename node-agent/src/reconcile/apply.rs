@@ -9,6 +9,7 @@ use crate::{
     egress::EgressError,
     files::{self, FilesError},
     ledger::Entry,
+    logs,
     node::Node,
     recipe::{self, Recipe},
     volume::VolumeError,
@@ -47,7 +48,8 @@ pub(crate) async fn apply(node: &Node, armed: &ArmedCache, entry: &Entry, action
     let id = entry.order.id;
     let folder = node.folder(entry);
     match action {
-        Action::CreateVolume => node.volumes.ensure(id).await?,
+        Action::CreateVolume => node.volumes.ensure(id, entry.order.spec.resources.storage).await?,
+        Action::LimitVolume => node.volumes.limit(id, entry.order.spec.resources.storage).await?,
         Action::WriteFiles => files::write(&folder, &(recipe_of(entry)?.files)(&node.recipe_input(entry, &folder))).await?,
         Action::CreateNetwork => node.docker.create_network(&entry.link).await?,
         Action::ArmEgress => {
@@ -56,8 +58,16 @@ pub(crate) async fn apply(node: &Node, armed: &ArmedCache, entry: &Entry, action
         }
         Action::PullImage => node.docker.pull(&entry.order.spec.image).await?,
         Action::CreateContainer => {
-            node.docker.create_container(&(recipe_of(entry)?.container)(&node.recipe_input(entry, &folder))).await?;
+            node.docker
+                .create_container(&(recipe_of(entry)?.container)(&node.recipe_input(entry, &folder)))
+                .await?;
         }
+        Action::UpdateLimits => {
+            node.docker
+                .update_limits(id, &recipe_of(entry)?.limits(&entry.order.spec))
+                .await?
+        }
+        Action::Unpause => node.docker.unpause_container(id).await?,
         Action::StartContainer => {
             node.docker.start_container(id).await?;
             // It reads its files as it starts.
@@ -65,6 +75,7 @@ pub(crate) async fn apply(node: &Node, armed: &ArmedCache, entry: &Entry, action
         }
         Action::Reconfigure => reconfigure(node, entry).await?,
         Action::StopContainer => node.docker.stop_container(id, recipe_of(entry)?.stop_grace).await?,
+        Action::SaveLog => logs::save(&node.docker, &folder, id).await,
         Action::RemoveContainer => node.docker.remove_container(id).await?,
         Action::DisarmEgress => {
             node.egress.disarm(&entry.link).await?;
@@ -83,7 +94,11 @@ async fn reconfigure(node: &Node, entry: &Entry) -> Result<(), ApplyError> {
         files::configure_done(&node.folder(entry))?;
         return Ok(());
     }
-    Err(ApplyError::Command { command: command.join(" "), code: result.code, output: result.output })
+    Err(ApplyError::Command {
+        command: command.join(" "),
+        code: result.code,
+        output: result.output,
+    })
 }
 
 fn recipe_of(entry: &Entry) -> Result<&'static Recipe, ApplyError> {

@@ -11,6 +11,8 @@ const CRASH_LOOP_EXITS: u32 = 3;
 const TOLERATED_FAILURES: u32 = 3;
 /// Having run that long, earlier exits are forgiven.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+/// So long a killed process of a running instance is worth a word.
+const MEMORY_KILL_TOLD: Duration = Duration::from_secs(600);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// The memory of one instance's troubles. A new order wipes it: whoever asks again gets a try.
@@ -24,13 +26,17 @@ pub(crate) struct Attempts {
     exits: u32,
     last_exit: Option<(String, Instant)>,
     running_since: Option<Instant>,
+    memory_kill: Option<Instant>,
 }
 
 impl Attempts {
     /// Starts anew when the order is a new one.
     pub(crate) fn note_order(&mut self, generation: Generation) {
         if self.generation != generation {
-            *self = Self { generation, ..Self::default() };
+            *self = Self {
+                generation,
+                ..Self::default()
+            };
         }
     }
 
@@ -54,10 +60,15 @@ impl Attempts {
     pub(crate) fn note_exit(&mut self, container: &str, finished_at: &str) {
         let ending = format!("{container} {finished_at}");
         if self.last_exit.as_ref().is_none_or(|(known, _)| *known != ending) {
-            if self.running_since.take().is_some_and(|since| since.elapsed() >= FORGIVEN_AFTER) {
+            if self
+                .running_since
+                .take()
+                .is_some_and(|since| since.elapsed() >= FORGIVEN_AFTER)
+            {
                 self.exits = 0;
             }
             self.exits += 1;
+            self.memory_kill = None;
             self.last_exit = Some((ending, Instant::now()));
         }
     }
@@ -65,6 +76,16 @@ impl Attempts {
     /// The container runs.
     pub(crate) fn note_running(&mut self) {
         self.running_since.get_or_insert_with(Instant::now);
+    }
+
+    /// The kernel killed a process of it at its memory limit.
+    pub(crate) fn note_memory_kill(&mut self) {
+        self.memory_kill = Some(Instant::now());
+    }
+
+    /// A process of it was killed lately, and it runs on.
+    pub(crate) fn has_memory_kill(&self) -> bool {
+        self.memory_kill.is_some_and(|at| at.elapsed() < MEMORY_KILL_TOLD)
     }
 
     /// How long to leave it alone after a failed action.
@@ -81,6 +102,11 @@ impl Attempts {
     /// It ended several times in a row.
     pub(crate) fn is_crash_loop(&self) -> bool {
         self.exits >= CRASH_LOOP_EXITS
+    }
+
+    /// It is in a crash loop, and its current run has not lasted long enough to end it.
+    pub(crate) fn is_looping_now(&self) -> bool {
+        self.is_crash_loop() && self.running_since.is_none_or(|since| since.elapsed() < FORGIVEN_AFTER)
     }
 
     /// It failed so that trying again will not help by itself.
@@ -118,6 +144,17 @@ mod tests {
         assert!(attempts.wait_after_exit().is_some_and(|wait| wait > Duration::from_secs(3)));
         assert_eq!(delay(1), Duration::from_secs(1));
         assert_eq!(delay(40), LONGEST_WAIT);
+    }
+
+    #[test]
+    fn attempts__should_remember_a_killed_process_until_the_end_of_the_container() {
+        let mut attempts = Attempts::default();
+        attempts.note_exit("c", "1");
+        attempts.note_memory_kill();
+        attempts.note_exit("c", "1");
+        assert!(attempts.has_memory_kill());
+        attempts.note_exit("c", "2");
+        assert!(!attempts.has_memory_kill());
     }
 
     #[test]

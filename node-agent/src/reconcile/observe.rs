@@ -1,23 +1,32 @@
 //! What is there: Docker's containers and networks, the armed links, the volumes and the files.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crabshack_shared::{agent_api::v1::Desired, ids::InstanceId};
+use crabshack_shared::{
+    agent_api::v1::{Desired, LastExit},
+    ids::InstanceId,
+    image::ImageReference,
+    telemetry::Chain,
+};
 
-use super::plan::{Container, Observed, Presence, Run, must_be_made_again};
+use super::plan::{Container, LimitsState, Observed, Presence, Run, must_be_made_again};
 use crate::{
-    docker::{ContainerState, DockerError, DockerState},
+    docker::{self, ContainerState, DockerError, DockerState},
     egress::{Egress, EgressError},
     files,
     ledger::Entry,
     link::Link,
+    logs,
     node::Node,
     recipe,
-    volume::VolumeError,
+    volume::{Volume, VolumeError},
 };
+
+/// Exit code of a process that the kernel killed, as an init hands it on.
+const KILLED: i64 = 137;
 
 /// Why the node cannot be observed.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +55,17 @@ pub(crate) struct Seen {
     pub(crate) running: Option<String>,
     /// When it ended, in Docker's words: tells one ending from the next.
     pub(crate) finished_at: Option<String>,
+    /// How it ended, while it is down by itself.
+    pub(crate) last_exit: Option<LastExit>,
     pub(crate) image_digest: Option<String>,
     pub(crate) ssh_fingerprint: Option<String>,
+}
+
+impl Seen {
+    /// Nothing was to be done about its files: what was seen of them may be taken for seen again.
+    fn is_settled(&self) -> bool {
+        self.observed.files && self.observed.told
+    }
 }
 
 /// Which bridges are armed: listed from the kernel every period, kept up by arming and disarming in
@@ -85,25 +103,48 @@ impl ArmedCache {
 }
 
 /// What an earlier pass saw under the same order. A running container's files and image are looked at
-/// again only when the order or the container is another one, and once a period.
+/// again only when the order or the container is another one, and when it is its turn.
 pub(crate) type Earlier = BTreeMap<InstanceId, (Arc<Entry>, Seen)>;
 
-/// Looks at everything once.
+/// What is remembered of an instance, and whether that may be taken for seen.
+#[derive(Clone, Copy)]
+struct Memory<'a> {
+    earlier: Option<&'a Seen>,
+    in_full: bool,
+}
+
+/// Looks at everything once; at these instances in full, at others as far as something has changed.
 pub(crate) async fn observe(
     node: &Node,
     entries: &[Arc<Entry>],
     armed: &ArmedCache,
     earlier: &Earlier,
+    in_full: &BTreeSet<InstanceId>,
 ) -> Result<Snapshot, ObserveError> {
     let docker = node.docker.observe().await?;
-    let volumes: BTreeSet<InstanceId> = node.volumes.list().await?.into_iter().collect();
+    let volumes = node.volumes.list().await?;
+    let pressure = node.disks.pressure();
+    let mut images = Images::default();
     let mut snapshot = Snapshot::default();
     for entry in entries {
-        let earlier = earlier.get(&entry.order.id).filter(|(known, _)| Arc::ptr_eq(known, entry)).map(|(_, seen)| seen);
-        let seen = look(node, entry, &docker, &volumes, armed, earlier).await?;
+        let earlier = earlier
+            .get(&entry.order.id)
+            .filter(|(known, _)| Arc::ptr_eq(known, entry))
+            .map(|(_, seen)| seen);
+        let memory = Memory {
+            earlier,
+            in_full: in_full.contains(&entry.order.id),
+        };
+        let mut seen = look(node, entry, &docker, volumes.get(&entry.order.id), armed, memory, &mut images).await?;
+        seen.observed.pressure = pressure;
         snapshot.instances.insert(entry.order.id, seen);
     }
-    snapshot.unknown = docker.containers.keys().filter(|id| !snapshot.instances.contains_key(id)).copied().collect();
+    snapshot.unknown = docker
+        .containers
+        .keys()
+        .filter(|id| !snapshot.instances.contains_key(id))
+        .copied()
+        .collect();
     Ok(snapshot)
 }
 
@@ -111,11 +152,12 @@ async fn look(
     node: &Node,
     entry: &Entry,
     docker: &DockerState,
-    volumes: &BTreeSet<InstanceId>,
+    volume: Option<&Volume>,
     armed: &ArmedCache,
-    earlier: Option<&Seen>,
+    memory: Memory<'_>,
+    images: &mut Images,
 ) -> Result<Seen, ObserveError> {
-    let id = entry.order.id;
+    let (id, earlier) = (entry.order.id, memory.earlier);
     let folder = node.folder(entry);
     let network = match docker.networks.get(&id) {
         None => Presence::Absent,
@@ -123,43 +165,137 @@ async fn look(
         Some(_) => Presence::Differs,
     };
     let mut seen = Seen {
-        observed: Observed { volume: volumes.contains(&id), network, armed: armed.contains(&entry.link), ..Observed::default() },
+        observed: Observed {
+            volume: volume.cloned(),
+            network,
+            armed: armed.contains(&entry.link),
+            ..Observed::default()
+        },
         ..Seen::default()
     };
     if let Some(container) = docker.containers.get(&id) {
         let run = match &container.state {
             ContainerState::Created => Run::Created,
-            ContainerState::Running { .. } | ContainerState::Paused => Run::Running,
-            ContainerState::Exited { code, oom, .. } => Run::Exited { code: *code, out_of_memory: *oom },
+            ContainerState::Running { .. } => Run::Running,
+            ContainerState::Paused => Run::Paused,
+            ContainerState::Exited { code, oom, .. } => Run::Exited {
+                code: *code,
+                out_of_memory: *oom && *code == KILLED,
+            },
             ContainerState::Removing | ContainerState::Dead => Run::Broken,
         };
         if let ContainerState::Exited { finished_at, .. } = &container.state {
             seen.finished_at = Some(finished_at.to_rfc3339());
         }
-        if run == Run::Running {
+        if run.is_up() {
             seen.running = Some(container.docker_id.clone());
         }
         seen.observed.container = Some(Container {
             docker_id: container.docker_id.clone(),
             generation: container.generation,
             restarts: container.restarts,
+            limits: limits(node, entry, container, &run, earlier).await,
             run,
+            pending: false,
         });
     }
-    if let Some(earlier) = earlier.filter(|earlier| earlier.running.is_some() && earlier.running == seen.running) {
+    let same = |earlier: &&Seen| earlier.is_settled() && earlier.running.is_some() && earlier.running == seen.running;
+    if let Some(earlier) = earlier.filter(same).filter(|_| !memory.in_full) {
         seen.observed.files = earlier.observed.files;
+        seen.observed.told = earlier.observed.told;
+        let pending = earlier.observed.container.as_ref().is_some_and(|container| container.pending);
+        seen.observed
+            .container
+            .iter_mut()
+            .for_each(|container| container.pending = pending);
         seen.image_digest.clone_from(&earlier.image_digest);
         seen.ssh_fingerprint.clone_from(&earlier.ssh_fingerprint);
     } else if entry.order.desired == Desired::Running
         && let Some(recipe) = recipe::recipe(&entry.order.spec.service_type)
     {
-        seen.observed.files = !files::differs(&folder, &(recipe.files)(&node.recipe_input(entry, &folder)));
+        let input = node.recipe_input(entry, &folder);
+        let wanted = (recipe.files)(&input);
+        seen.observed.files = !files::differs(&folder, &wanted);
+        seen.observed.told = files::is_told(&folder, &wanted);
+        if let (Some(made), Some(container)) = (docker.containers.get(&id), &mut seen.observed.container) {
+            container.pending =
+                made.spec_revision < entry.order.spec_revision || made.recipe != (recipe.container)(&input).recipe;
+        }
+        let digest = images.digest(node, &entry.order.spec.image).await?;
         if must_be_made_again(&entry.order, &seen.observed) {
-            seen.observed.image = node.docker.image_digest(&entry.order.spec.image).await?.is_some();
+            seen.observed.image = digest.is_some();
         } else {
-            seen.image_digest = node.docker.image_digest(&entry.order.spec.image).await?;
+            seen.image_digest = digest;
             seen.ssh_fingerprint = files::ssh_fingerprint(&folder);
+            seen.last_exit = last_exit(node, entry, &seen, earlier).await;
         }
     }
     Ok(seen)
+}
+
+/// Compares what the container may use with the order. What it uses now is asked only when that matters.
+async fn limits(node: &Node, entry: &Entry, container: &docker::Container, run: &Run, earlier: Option<&Seen>) -> LimitsState {
+    let Some(recipe) = recipe::recipe(&entry.order.spec.service_type) else {
+        return LimitsState::Match;
+    };
+    let wanted = node.docker.applied(&recipe.limits(&entry.order.spec));
+    if wanted == container.limits {
+        return LimitsState::Match;
+    }
+    if !run.is_up() || wanted.memory >= container.limits.memory {
+        return LimitsState::Differ;
+    }
+    let used = match node.docker.usage(entry.order.id).await {
+        Ok(usage) => usage.map_or(0, |usage| usage.memory_used),
+        Err(error) => {
+            tracing::warn!(instance = %entry.order.id, error = %Chain(&error), "its memory cannot be looked at, so its limits wait");
+            return LimitsState::Match;
+        }
+    };
+    if used < entry.order.spec.resources.memory.get() {
+        return LimitsState::Differ;
+    }
+    // The number of the first refusal stays, so that not every breath of it is a change to report.
+    match earlier
+        .and_then(|earlier| earlier.observed.container.as_ref())
+        .map(|container| container.limits)
+    {
+        Some(known @ LimitsState::TooLow { .. }) => known,
+        _ => LimitsState::TooLow { used },
+    }
+}
+
+/// How the container ended, with the end of its log, which is read once per ending.
+async fn last_exit(node: &Node, entry: &Entry, seen: &Seen, earlier: Option<&Seen>) -> Option<LastExit> {
+    let container = seen.observed.container.as_ref()?;
+    let Run::Exited { code, out_of_memory } = container.run else {
+        return None;
+    };
+    let same = |earlier: &&Seen| {
+        let container_then = earlier.observed.container.as_ref().map(|container| &container.docker_id);
+        container_then == Some(&container.docker_id) && earlier.finished_at == seen.finished_at
+    };
+    if let Some(known) = earlier.filter(same).and_then(|earlier| earlier.last_exit.clone()) {
+        return Some(known);
+    }
+    Some(LastExit {
+        code,
+        out_of_memory,
+        log: logs::ending(&node.docker, entry.order.id).await,
+    })
+}
+
+/// Images that were looked up in this pass: many instances share one.
+#[derive(Default)]
+struct Images(HashMap<ImageReference, Option<String>>);
+
+impl Images {
+    async fn digest(&mut self, node: &Node, image: &ImageReference) -> Result<Option<String>, DockerError> {
+        if let Some(known) = self.0.get(image) {
+            return Ok(known.clone());
+        }
+        let digest = node.docker.image_digest(image).await?;
+        self.0.insert(image.clone(), digest.clone());
+        Ok(digest)
+    }
 }

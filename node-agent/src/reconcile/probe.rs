@@ -63,7 +63,12 @@ impl Probes {
             .pool_max_idle_per_host(0)
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
-        Ok(Self { probes: Arc::default(), changed, client, tasks })
+        Ok(Self {
+            probes: Arc::default(),
+            changed,
+            client,
+            tasks,
+        })
     }
 
     /// What is known of this container.
@@ -77,11 +82,18 @@ impl Probes {
     /// Asks this container from now on; the same one is asked once.
     pub(crate) fn watch(&self, target: Target) {
         let mut probes = self.lock();
-        if probes.get(&target.instance).is_some_and(|probe| probe.docker_id == target.docker_id) {
+        if probes
+            .get(&target.instance)
+            .is_some_and(|probe| probe.docker_id == target.docker_id)
+        {
             return;
         }
         let task = self.tasks.spawn(self.clone().ask(target.clone())).abort_handle();
-        let probe = Probe { docker_id: target.docker_id, health: Health::Unknown, task };
+        let probe = Probe {
+            docker_id: target.docker_id,
+            health: Health::Unknown,
+            task,
+        };
         if let Some(old) = probes.insert(target.instance, probe) {
             old.task.abort();
         }

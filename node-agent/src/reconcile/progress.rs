@@ -7,7 +7,7 @@ use std::{
 };
 
 use crabshack_shared::{
-    agent_api::v1::{Desired, InstanceReport, Phase},
+    agent_api::v1::{Desired, InstanceReport, LastExit, Phase},
     ids::InstanceId,
 };
 
@@ -15,10 +15,10 @@ use super::{
     attempts::Attempts,
     observe::{Earlier, Seen},
     phase::phase,
-    plan::{Action, Plan, Run, plan},
+    plan::{Action, Plan, must_be_made_again, plan},
     probe::{Health, Probes},
 };
-use crate::ledger::Entry;
+use crate::{ledger::Entry, volume::Volume};
 
 #[derive(Default)]
 pub(crate) struct Progress(Mutex<State>);
@@ -33,6 +33,8 @@ struct Instance {
     entry: Arc<Entry>,
     seen: Seen,
     attempts: Attempts,
+    /// How its container last ended by itself; shown while that matters.
+    last_exit: Option<LastExit>,
     doing: Option<Action>,
     never_restart: &'static [i64],
 }
@@ -40,24 +42,35 @@ struct Instance {
 impl Progress {
     /// Instances that a worker is at.
     pub(super) fn busy(&self) -> BTreeSet<InstanceId> {
-        self.lock().instances.iter().filter(|(_, instance)| instance.doing.is_some()).map(|(id, _)| *id).collect()
+        self.lock()
+            .instances
+            .iter()
+            .filter(|(_, instance)| instance.doing.is_some())
+            .map(|(id, _)| *id)
+            .collect()
     }
 
-    /// What was seen of instances at which nothing was to be done.
-    pub(super) fn settled(&self) -> Earlier {
+    /// What was seen of instances that no worker is at.
+    pub(super) fn earlier(&self) -> Earlier {
         let state = self.lock();
-        let settled = state.instances.iter().filter(|(_, instance)| instance.doing.is_none() && instance.seen.observed.files);
-        settled.map(|(id, instance)| (*id, (Arc::clone(&instance.entry), instance.seen.clone()))).collect()
+        let idle = state.instances.iter().filter(|(_, instance)| instance.doing.is_none());
+        idle.map(|(id, instance)| (*id, (Arc::clone(&instance.entry), instance.seen.clone())))
+            .collect()
     }
 
     /// Takes in what was seen, and plans.
     pub(super) fn decide(&self, entry: &Arc<Entry>, seen: &Seen, never_restart: &'static [i64], refusal: Option<String>) -> Plan {
         let mut state = self.lock();
-        let attempts = state.instances.remove(&entry.order.id).map(|instance| instance.attempts).unwrap_or_default();
+        let before = state
+            .instances
+            .remove(&entry.order.id)
+            .map(|instance| (instance.attempts, instance.last_exit));
+        let (attempts, last_exit) = before.unwrap_or_default();
         let instance = state.instances.entry(entry.order.id).or_insert(Instance {
             entry: Arc::clone(entry),
             seen: seen.clone(),
             attempts,
+            last_exit: seen.last_exit.clone().or(last_exit),
             doing: None,
             never_restart,
         });
@@ -65,7 +78,7 @@ impl Progress {
         attempts.note_order(entry.order.generation);
         match (&seen.observed.container, &seen.finished_at) {
             (Some(container), Some(finished_at)) => attempts.note_exit(&container.docker_id, finished_at),
-            (Some(container), None) if container.run == Run::Running => attempts.note_running(),
+            (Some(container), None) if container.run.is_up() => attempts.note_running(),
             _ => {}
         }
         if let Some(reason) = refusal
@@ -75,6 +88,13 @@ impl Progress {
             attempts.note_failure(reason, true);
         }
         plan(&entry.order, &seen.observed, attempts, never_restart)
+    }
+
+    /// The kernel killed a process of an instance for want of memory.
+    pub(super) fn note_memory_kill(&self, id: InstanceId) {
+        if let Some(instance) = self.lock().instances.get_mut(&id) {
+            instance.attempts.note_memory_kill();
+        }
     }
 
     /// A worker begins a step.
@@ -106,24 +126,37 @@ impl Progress {
 
     /// Forgets what is in no order any more.
     pub(super) fn retain(&self, ordered: &BTreeSet<InstanceId>) {
-        self.lock().instances.retain(|id, instance| ordered.contains(id) || instance.doing.is_some());
+        self.lock()
+            .instances
+            .retain(|id, instance| ordered.contains(id) || instance.doing.is_some());
     }
 
     /// What to report of every instance now.
     pub(super) fn reports(&self, probes: &Probes) -> Vec<InstanceReport> {
         let state = self.lock();
-        let unknown = state.unknown.iter().filter(|id| !state.instances.contains_key(id)).map(|id| InstanceReport {
-            id: *id,
-            generation: None,
-            phase: Phase::Unknown,
-            reason: Some("no order names it".to_owned()),
-            image_digest: None,
-            address: None,
-            ssh_fingerprint: None,
-            pending_change: false,
-            last_exit: None,
-        });
-        state.instances.values().map(|instance| instance.report(probes)).chain(unknown).collect()
+        let unknown = state
+            .unknown
+            .iter()
+            .filter(|id| !state.instances.contains_key(id))
+            .map(|id| InstanceReport {
+                id: *id,
+                generation: None,
+                phase: Phase::Unknown,
+                reason: Some("no order names it".to_owned()),
+                image_digest: None,
+                address: None,
+                ssh_fingerprint: None,
+                disk_used: None,
+                disk_limit: None,
+                pending_change: false,
+                last_exit: None,
+            });
+        state
+            .instances
+            .values()
+            .map(|instance| instance.report(probes))
+            .chain(unknown)
+            .collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -138,7 +171,22 @@ impl Instance {
             Some(docker_id) => probes.health(order.id, docker_id),
             None => Health::Unknown,
         };
-        let (phase, reason) = phase(order, &self.seen.observed, &self.attempts, health, self.doing, self.never_restart);
+        let (phase, reason) = phase(
+            order,
+            &self.seen.observed,
+            &self.attempts,
+            health,
+            self.doing,
+            self.never_restart,
+        );
+        let volume = self.seen.observed.volume.as_ref();
+        let usage = volume.and_then(Volume::usage);
+        let warning = || {
+            volume
+                .filter(|_| order.desired == Desired::Running)?
+                .warning(order.spec.resources.storage)
+        };
+        let reason = reason.or_else(warning);
         InstanceReport {
             id: order.id,
             generation: Some(order.generation),
@@ -147,8 +195,29 @@ impl Instance {
             image_digest: self.seen.image_digest.clone(),
             address: self.seen.running.as_ref().map(|_| self.entry.link.address),
             ssh_fingerprint: self.seen.ssh_fingerprint.clone(),
-            pending_change: false,
-            last_exit: None,
+            disk_used: usage.map(|usage| usage.shown),
+            disk_limit: usage.and_then(|usage| usage.limit),
+            pending_change: self.is_pending(),
+            last_exit: self.last_exit(),
         }
+    }
+
+    /// The next container will be another one than this one, which serves its order.
+    fn is_pending(&self) -> bool {
+        let order = &self.entry.order;
+        let pending = self
+            .seen
+            .observed
+            .container
+            .as_ref()
+            .is_some_and(|container| container.pending);
+        pending && order.desired == Desired::Running && !must_be_made_again(order, &self.seen.observed)
+    }
+
+    /// How it ended, while it is down by itself or in a crash loop.
+    fn last_exit(&self) -> Option<LastExit> {
+        let wanted = self.entry.order.desired == Desired::Running;
+        let shown = wanted && (self.seen.last_exit.is_some() || self.attempts.is_looping_now());
+        self.last_exit.clone().filter(|_| shown)
     }
 }

@@ -61,8 +61,16 @@ pub(crate) struct Client {
 impl Client {
     /// `address` is host:port.
     pub(crate) fn new(address: String, tls: ClientConfig) -> Self {
-        let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(7701);
-        Self { address, port, tls: RwLock::new(tls), http: RwLock::new(None) }
+        let port = address
+            .rsplit_once(':')
+            .and_then(|(_, port)| port.parse().ok())
+            .unwrap_or(7701);
+        Self {
+            address,
+            port,
+            tls: RwLock::new(tls),
+            http: RwLock::new(None),
+        }
     }
 
     /// Uses another certificate from now on.
@@ -77,7 +85,9 @@ impl Client {
         let http = self.http().await?;
         let query = revision.map(|revision| format!("?revision={revision}")).unwrap_or_default();
         let limit = Duration::from_secs(LONG_POLL_SECONDS) + ANSWER_WITHIN;
-        let response = self.send(http.get(format!("{}{query}", self.url("orders"))).timeout(limit)).await?;
+        let response = self
+            .send(http.get(format!("{}{query}", self.url("orders"))).timeout(limit))
+            .await?;
         if response.status() == StatusCode::NO_CONTENT {
             return Ok(None);
         }
@@ -99,7 +109,11 @@ impl Client {
     /// Asks for the next certificate.
     pub(crate) async fn renew(&self, request: String) -> Result<RenewAnswer, UplinkError> {
         let http = self.http().await?;
-        read(self.send(http.post(self.url("renew")).json(&RenewRequest { request })).await?).await
+        read(
+            self.send(http.post(self.url("renew")).json(&RenewRequest { request }))
+                .await?,
+        )
+        .await
     }
 
     fn url(&self, call: &str) -> String {
@@ -112,7 +126,10 @@ impl Client {
             Err(source) => {
                 // The coordinator may have moved: its address is looked up again.
                 *self.http.write().unwrap_or_else(PoisonError::into_inner) = None;
-                return Err(UplinkError::Unreachable { address: self.address.clone(), source });
+                return Err(UplinkError::Unreachable {
+                    address: self.address.clone(),
+                    source,
+                });
             }
         };
         let status = response.status();
@@ -127,7 +144,10 @@ impl Client {
         if let Some(http) = &*self.http.read().unwrap_or_else(PoisonError::into_inner) {
             return Ok(http.clone());
         }
-        let resolve = |source| UplinkError::Resolve { address: self.address.clone(), source };
+        let resolve = |source| UplinkError::Resolve {
+            address: self.address.clone(),
+            source,
+        };
         let addresses: Vec<SocketAddr> = tokio::net::lookup_host(&self.address).await.map_err(resolve)?.collect();
         let tls = self.tls.read().unwrap_or_else(PoisonError::into_inner).clone();
         let http = reqwest::Client::builder()

@@ -20,7 +20,9 @@ const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 /// Why the node could not enrol.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EnrolError {
-    #[error("this node is not enrolled: run `crabshack join-token` beside the coordinator and pass what it prints as CRABSHACK_JOIN_TOKEN")]
+    #[error(
+        "this node is not enrolled: run `crabshack join-token` beside the coordinator and pass what it prints as CRABSHACK_JOIN_TOKEN"
+    )]
     NoToken,
     #[error("the join token file {path} (CRABSHACK_JOIN_TOKEN_FILE) cannot be read")]
     TokenFile {
@@ -32,7 +34,9 @@ pub(crate) enum EnrolError {
     Token(#[from] TlsError),
     #[error("the node's identity cannot be kept")]
     Identity(#[from] IdentityError),
-    #[error("the coordinator does not let this node in; a join token works once and for an hour: make a new one with `crabshack join-token`")]
+    #[error(
+        "the coordinator does not let this node in; a join token works once and for an hour: make a new one with `crabshack join-token`"
+    )]
     Refused(#[source] UplinkError),
 }
 
@@ -44,7 +48,11 @@ pub(crate) async fn identity(settings: &Settings, hostname: &str) -> Result<Node
     }
     let token = JoinToken::decode(&token(settings)?)?;
     let key = Key::load_or_create(&settings.data_dir)?;
-    let request = EnrolRequest { join_secret: token.secret.clone(), request: key.request()?, hostname: hostname.to_owned() };
+    let request = EnrolRequest {
+        join_secret: token.secret.clone(),
+        request: key.request()?,
+        hostname: hostname.to_owned(),
+    };
     let client = Client::new(settings.coordinator.clone(), tls::client(&token.authority, None)?);
     let mut told = false;
     let answer = loop {
@@ -60,7 +68,12 @@ pub(crate) async fn identity(settings: &Settings, hostname: &str) -> Result<Node
         }
     };
     tracing::info!(node = %answer.node, "enrolled");
-    Ok(NodeIdentity::enrolled(&settings.data_dir, key, token.authority, &answer.certificate)?)
+    Ok(NodeIdentity::enrolled(
+        &settings.data_dir,
+        key,
+        token.authority,
+        &answer.certificate,
+    )?)
 }
 
 fn token(settings: &Settings) -> Result<Secret, EnrolError> {
@@ -68,7 +81,10 @@ fn token(settings: &Settings) -> Result<Secret, EnrolError> {
         (Some(token), _) => Ok(token.clone()),
         (None, Some(path)) => fs::read_to_string(path)
             .map(|text| Secret::from(text.trim().to_owned()))
-            .map_err(|source| EnrolError::TokenFile { path: path.clone(), source }),
+            .map_err(|source| EnrolError::TokenFile {
+                path: path.clone(),
+                source,
+            }),
         (None, None) => Err(EnrolError::NoToken),
     }
 }

@@ -15,7 +15,11 @@ use super::Stop;
 use crate::command::{self, CommandError, Input, Program};
 
 /// Removing millions of small files takes its time.
-const RM: Program = Program { name: "rm", package: "coreutils", deadline: Duration::from_secs(3600) };
+const RM: Program = Program {
+    name: "rm",
+    package: "coreutils",
+    deadline: Duration::from_secs(3600),
+};
 /// Inode number of the top of every subvolume.
 const TOP_OF_SUBVOLUME: u64 = 256;
 
@@ -77,7 +81,9 @@ pub(super) fn prepare(root: &Path, folder: &InstanceFolder, owner: Owner) -> Res
     }
     sync(&folder.root)?;
     sync(root)?;
-    let Some(metadata) = metadata(&folder.home)? else { return Ok(false) };
+    let Some(metadata) = metadata(&folder.home)? else {
+        return Ok(false);
+    };
     if !metadata.is_dir() {
         return Err(Stop::NotAFolder(folder.home.clone()));
     }
@@ -118,7 +124,9 @@ pub(super) async fn discard(path: &Path) -> Result<(), CommandError> {
 
 /// Whether the home is a subvolume; none: there is no home.
 pub(super) fn subvolume(home: &Path) -> Result<Option<bool>, Stop> {
-    let (Some(above), Some(metadata)) = (home.parent(), metadata(home)?) else { return Ok(None) };
+    let (Some(above), Some(metadata)) = (home.parent(), metadata(home)?) else {
+        return Ok(None);
+    };
     let other_device = fs::symlink_metadata(above)?.dev() != metadata.dev();
     Ok(Some(metadata.is_dir() && metadata.ino() == TOP_OF_SUBVOLUME && other_device))
 }

@@ -59,7 +59,11 @@ impl Qgroups {
         let limited = read("limit_flags")? & LIMITS_REFERENCED != 0;
         Ok(Size {
             used: Bytes::new(read("referenced")?),
-            limit: if limited { Some(Bytes::new(read("max_referenced")?)) } else { None },
+            limit: if limited {
+                Some(Bytes::new(read("max_referenced")?))
+            } else {
+                None
+            },
         })
     }
 
@@ -98,7 +102,11 @@ mod tests {
         let qgroups = Qgroups::at(folder.path().to_owned()).unwrap();
         write("0_5/referenced", "16384\n");
         write("0_256/referenced", "16384\n");
-        for (name, text) in [("referenced", "104923136\n"), ("limit_flags", "1\n"), ("max_referenced", "314572800\n")] {
+        for (name, text) in [
+            ("referenced", "104923136\n"),
+            ("limit_flags", "1\n"),
+            ("max_referenced", "314572800\n"),
+        ] {
             write(&format!("1_123456789012/{name}"), text);
         }
         write("1_7/referenced", "0\n");
@@ -107,7 +115,10 @@ mod tests {
         write("mode", "qgroup\n");
         assert_eq!(qgroups.of_level(0).unwrap(), BTreeSet::from([5, 256]));
         assert_eq!(qgroups.of_level(1).unwrap(), BTreeSet::from([7, 123_456_789_012]));
-        let limited = Size { used: Bytes::new(104_923_136), limit: Some(Bytes::mebibytes(300)) };
+        let limited = Size {
+            used: Bytes::new(104_923_136),
+            limit: Some(Bytes::mebibytes(300)),
+        };
         assert_eq!(qgroups.size(123_456_789_012).unwrap(), limited);
         assert_eq!(qgroups.size(7).unwrap(), Size::default());
         assert_eq!(qgroups.size(8).unwrap(), Size::default());

@@ -34,6 +34,8 @@ pub(crate) struct VolumeUsage {
     pub(crate) shown: Bytes,
     /// None: not set yet.
     pub(crate) limit: Option<Bytes>,
+    /// The largest limit that the pool has room for.
+    pub(crate) largest: Bytes,
     /// Subvolumes that the tenant made inside; they count too.
     pub(crate) nested: usize,
 }
@@ -51,15 +53,22 @@ impl VolumeUsage {
         self.shown = Bytes::new(if kept { earlier } else { now });
     }
 
+    /// A smaller limit always fits.
+    fn fits(&self, limit: Bytes) -> bool {
+        limit <= self.largest || self.limit.is_some_and(|current| limit <= current)
+    }
+
     fn is_full(&self) -> bool {
-        self.limit.is_some_and(|limit| u128::from(self.used.get()) * 100 >= u128::from(limit.get()) * u128::from(FULL))
+        self.limit
+            .is_some_and(|limit| u128::from(self.used.get()) * 100 >= u128::from(limit.get()) * u128::from(FULL))
     }
 }
 
 impl Volume {
     /// Its size is not the ordered one, and can be made so.
     pub(crate) fn wants_limit(&self, ordered: Bytes) -> bool {
-        matches!(self, Self::Quota(usage) if usage.limit != Some(ordered) && usage.used <= ordered)
+        let Self::Quota(usage) = self else { return false };
+        usage.limit != Some(ordered) && usage.used <= ordered && (usage.fits(ordered) || usage.limit.is_none())
     }
 
     /// What people should know of it although it works.
@@ -72,7 +81,17 @@ impl Volume {
                 usage.shown
             ));
         }
-        usage.is_full().then(|| format!("its disk is full ({} of {limit}): delete files or raise storage_size", usage.shown))
+        if !usage.fits(ordered) {
+            return Some(format!(
+                "storage_size {ordered} does not fit into the node's pool, so {limit} stays"
+            ));
+        }
+        usage.is_full().then(|| {
+            format!(
+                "its disk is full ({} of {limit}): delete files or raise storage_size",
+                usage.shown
+            )
+        })
     }
 
     /// Its numbers, where it has some.
@@ -117,7 +136,11 @@ impl Storage {
     /// For the report.
     pub(crate) fn facts(&self) -> StorageFacts {
         StorageFacts {
-            kind: if self.promised.is_some() { StorageKind::Btrfs } else { StorageKind::Directory },
+            kind: if self.promised.is_some() {
+                StorageKind::Btrfs
+            } else {
+                StorageKind::Directory
+            },
             total: self.total,
             used: self.used,
             promised: self.promised,
@@ -127,9 +150,15 @@ impl Storage {
 
     /// What people should know.
     pub(crate) fn warnings(&self) -> Vec<String> {
-        let unbounded = self.unbounded.iter().map(|reason| format!("volumes are plain folders: storage_size is not enforced ({reason})"));
+        let unbounded = self
+            .unbounded
+            .iter()
+            .map(|reason| format!("volumes are plain folders: storage_size is not enforced ({reason})"));
         let nested = (self.nested > 0).then(|| {
-            format!("instances made {} btrfs subvolumes inside their homes; they are counted to their storage_size", self.nested)
+            format!(
+                "instances made {} btrfs subvolumes inside their homes; they are counted to their storage_size",
+                self.nested
+            )
         });
         unbounded.chain(nested).collect()
     }
@@ -144,6 +173,7 @@ mod tests {
             used: Bytes::mebibytes(used),
             shown: Bytes::mebibytes(used),
             limit: Some(Bytes::mebibytes(limit)),
+            largest: Bytes::mebibytes(200),
             nested: 0,
         })
     }
@@ -156,6 +186,9 @@ mod tests {
         assert!(quota(10, 50).wants_limit(ordered) && quota(10, 200).wants_limit(ordered));
         assert!(!quota(150, 200).wants_limit(ordered), "shrinking below what is stored");
         assert!(Volume::Quota(VolumeUsage::default()).wants_limit(ordered));
+        let large = Bytes::mebibytes(300);
+        assert!(!quota(10, 100).wants_limit(large) && quota(10, 100).warning(large).unwrap().contains("does not fit"));
+        assert!(!quota(10, 100).wants_limit(Bytes::mebibytes(100)));
     }
 
     #[test]
@@ -170,7 +203,10 @@ mod tests {
     #[test]
     fn use__should_be_shown_anew_only_when_it_moved_enough() {
         let shown = |used: u64, before: u64| {
-            let mut usage = VolumeUsage { used: Bytes::new(used), ..VolumeUsage::default() };
+            let mut usage = VolumeUsage {
+                used: Bytes::new(used),
+                ..VolumeUsage::default()
+            };
             usage.show_after(Some(&quota(before, 1 << 20)));
             usage.shown
         };

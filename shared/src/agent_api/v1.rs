@@ -187,6 +187,12 @@ pub struct InstanceReport {
     /// Fingerprint of its SSH host key, `SHA256:...`.
     #[serde(default)]
     pub ssh_fingerprint: Option<String>,
+    /// What its volume holds, in whole MiB; none: the node cannot tell.
+    #[serde(default)]
+    pub disk_used: Option<Bytes>,
+    /// What its volume may hold; none: nothing bounds it.
+    #[serde(default)]
+    pub disk_limit: Option<Bytes>,
     /// Its container was made from an earlier recipe or specification; the next restart changes that.
     #[serde(default)]
     pub pending_change: bool,
@@ -283,6 +289,51 @@ pub struct NodeFacts {
     /// What the node cannot do and people should know.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// The disk behind the volumes; none: an older node agent does not tell.
+    #[serde(default)]
+    pub storage: Option<StorageFacts>,
+    /// What the node does not do because its disks are nearly full.
+    #[serde(default)]
+    pub pressure: Pressure,
+}
+
+/// The disk behind a node's volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageFacts {
+    /// How volumes are kept.
+    pub kind: StorageKind,
+    /// Size of the filesystem.
+    pub total: Bytes,
+    /// What is used of it, by anybody.
+    pub used: Bytes,
+    /// The sum of the instances' limits, where there are limits.
+    #[serde(default)]
+    pub promised: Option<Bytes>,
+    /// The kernel keeps every volume within its `storage_size`.
+    pub promised_limit_enforced: bool,
+}
+
+/// How volumes are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StorageKind {
+    /// Subvolumes with quotas.
+    Btrfs,
+    /// Plain folders.
+    Directory,
+}
+
+/// What a node stops doing while its disks are nearly full. Running instances are left alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pressure {
+    /// Nothing: there is room.
+    #[default]
+    None,
+    /// It makes no new instances.
+    Creates,
+    /// It pulls no images either.
+    Pulls,
 }
 
 /// Asks for a node's first certificate.

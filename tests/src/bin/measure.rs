@@ -7,12 +7,12 @@ use anyhow::{Context as _, bail};
 use crabshack_tests::{
     isolation,
     machine::Machine,
-    measure::{Figures, crash, create, egress_first, gateway, storm},
+    measure::{Figures, crash, create, egress_first, gateway, quota, storm},
     suite,
 };
 
 /// Name and subject of every measurement.
-const NAMES: [(&str, &str); 5] = [
+const NAMES: [(&str, &str); 6] = [
     (
         "create",
         "create to ready against the raw Engine API, and memory with 12 instances",
@@ -27,6 +27,10 @@ const NAMES: [(&str, &str); 5] = [
     ),
     ("crash", "every action killed before and after, and run twice"),
     ("egress-first", "what escapes from the first packet on"),
+    (
+        "quota",
+        "one instance at its quota while another writes on (needs loop devices and btrfs-progs)",
+    ),
 ];
 
 fn main() -> ExitCode {
@@ -72,6 +76,7 @@ async fn take(name: &str) -> anyhow::Result<Figures> {
         "gateway" => gateway::figures(&machine).await,
         "storm" => storm::figures(&machine, &storm::Size::FULL).await,
         "crash" => crash::figures(&machine, 1).await,
+        "quota" => quota::figures(&machine, 1024).await,
         _ => egress_first::figures(&machine, 20).await,
     };
     figures.inspect_err(|_| suite::show_logs(&machine.logs()))

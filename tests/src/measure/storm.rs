@@ -66,7 +66,7 @@ const FATES: [&[Wish]; 5] = [
     &[Wish::Create, Wish::Stop, Wish::Start, Wish::Purge],
 ];
 /// Between two wishes of one kind the storm may take long, but not for ever.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(90);
 const RETRY: Duration = Duration::from_secs(10);
 
 impl Wish {

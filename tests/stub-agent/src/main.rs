@@ -2,10 +2,12 @@
 //! gateway and SSH ports) and misbehaves on request, by the `STUB_*` variables of [`settings`].
 //!
 //! It is one static binary in an otherwise empty image; called as `crabshack-configure` it merges
-//! the managed settings, as every image must.
+//! the managed settings, as every image must; with `eat MIB` it only uses that much memory.
 
 mod configure;
+mod disk;
 mod flood;
+mod hostile;
 mod misbehave;
 mod probe;
 mod report;
@@ -36,6 +38,10 @@ fn main() -> ExitCode {
         .is_some_and(|name| name == "crabshack-configure")
     {
         configure::run(&settings).map(|()| ExitCode::SUCCESS)
+    } else if let Some(mebibytes) = env::args().skip_while(|word| word != "eat").nth(1) {
+        // A process of its own that is killed for its appetite, unless there is enough.
+        drop(misbehave::eat(mebibytes.parse().unwrap_or_default()));
+        Ok(ExitCode::SUCCESS)
     } else {
         // Before anything else: the suites ask what leaves in the very first moment.
         flood::start(&settings);

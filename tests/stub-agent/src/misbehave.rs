@@ -1,6 +1,11 @@
 //! Crashes, early ends, appetite, and the heartbeat that proves which of them happened.
 
-use std::{fs, future, process::ExitCode, time::Duration};
+use std::{
+    fs, future,
+    io::{self, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
 
 use crate::settings::Settings;
 
@@ -14,6 +19,9 @@ pub(crate) fn crash_on_start(settings: &Settings) -> anyhow::Result<Option<ExitC
         + 1;
     fs::write(&path, starts.to_string())?;
     let crash = settings.number("STUB_CRASH_TIMES").is_some_and(|times| starts <= times);
+    // A log that tells one start from the next; the colour is what a report must leave out.
+    let word = if crash { "\x1b[31mcrashes\x1b[0m" } else { "serves" };
+    drop(writeln!(io::stdout(), "start {starts} {word}"));
     Ok(crash.then(|| exit_code(settings, 1)))
 }
 

@@ -25,7 +25,7 @@ use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{configure, flood, misbehave, probe, report, settings::Settings};
+use crate::{configure, disk, flood, hostile, misbehave, probe, report, settings::Settings};
 
 const CHUNK: usize = 64 << 10;
 
@@ -58,6 +58,8 @@ pub(crate) fn router(settings: &Settings) -> Router {
         .route("/sink", post(sink))
         .route("/flood", get(flooded))
         .route("/eat", get(eat))
+        .route("/write", post(write))
+        .route("/hostile", post(spoil))
         .route(
             "/connect",
             get(async |Query(request): Query<probe::Connect>| Json(probe::connect(request).await)),
@@ -202,4 +204,18 @@ struct Appetite {
 /// Uses memory and keeps it until the end of the process.
 async fn eat(Query(appetite): Query<Appetite>) -> Json<Value> {
     Json(json!({"eaten": misbehave::eat(appetite.mb).leak().len()}))
+}
+
+/// Writes to the disk until it is done or refused.
+async fn write(State(stub): State<Stub>, Query(request): Query<disk::Write>) -> Json<Value> {
+    let home = stub.settings.home();
+    let written = tokio::task::spawn_blocking(move || disk::write(&home, &request)).await;
+    Json(written.unwrap_or_else(|error| json!({"error": error.to_string()})))
+}
+
+/// Fills the home with what no daemon should trip over.
+async fn spoil(State(stub): State<Stub>, Query(request): Query<hostile::Request>) -> Json<Value> {
+    let home = stub.settings.home();
+    let made = tokio::task::spawn_blocking(move || hostile::make(&home, &request)).await;
+    Json(made.unwrap_or_else(|error| json!({"error": error.to_string()})))
 }

@@ -152,14 +152,15 @@ fn rules() -> anyhow::Result<Value> {
     Ok(json!({"table": rules, "guard": guard}))
 }
 
-/// Every file but those in a home's inside, with mode and owner.
+/// Every file but those inside a home and saved logs, of which a repeated wish leaves more; with mode and
+/// owner.
 fn tree(folder: &Path) -> anyhow::Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let metadata = entry.metadata()?;
         found.push(format!("{} {:o} {}", entry.path().display(), metadata.mode(), metadata.uid()));
-        if metadata.is_dir() && entry.file_name() != "home" {
+        if metadata.is_dir() && entry.file_name() != "home" && entry.file_name() != "log" {
             found.extend(tree(&entry.path())?);
         }
     }

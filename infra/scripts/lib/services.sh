@@ -1,0 +1,166 @@
+# shellcheck shell=bash
+# Crabshack as services of systemd: start, switch to another release, and back when that is not well.
+
+# How long a part may take until it is well.
+WELL_SECONDS=90
+
+require_systemd() {
+  [[ -d /run/systemd/system ]] || fail "systemd does not run this machine, so there can be no services" \
+    "use infra/scripts/run-local.sh instead, which needs no systemd"
+}
+
+# Both ways on one machine would fight for ports, data and containers.
+refuse_run_local() {
+  if running_pid "$COORDINATOR_PID" "$COORDINATOR" >/dev/null || running_pid "$NODE_AGENT_PID" "$NODE_AGENT" >/dev/null; then
+    fail "Crabshack runs here already, started by run-local.sh" \
+      "stop it first: infra/scripts/run-local.sh --down" "its data in $DATA_DIR are taken over then, when that is $STATE"
+  fi
+}
+
+# What run-local.sh left: the data are the same; what only that script uses goes away.
+take_over_local() {
+  [[ -e "$STATE/.crabshack-local" ]] || return 0
+  step "Taking over the data that run-local.sh left in $STATE"
+  if [[ ! -s "$ADMIN_SECRET" && -s "$STATE/admin-secret" ]]; then
+    lay "$ADMIN_SECRET" 600 <"$STATE/admin-secret"
+    note "the admin secret is taken over too"
+  fi
+  rm -rf "$STATE/bin" "$STATE/run" "$STATE/admin-secret" "$STATE/.crabshack-local"
+}
+
+# As for setting up: `systemctl` complains on standard error.
+start_sockets() {
+  local part
+  for part in "${PARTS[@]}"; do
+    # shellcheck disable=SC2046
+    systemctl enable --quiet "$(part_service "$part")" $(part_sockets "$part")
+  done
+  # shellcheck disable=SC2046
+  systemctl start $(part_sockets coordinator) $(part_sockets node-agent) ||
+    fail "a port cannot be listened on" "see: systemctl status 'crabshack-*.socket'" \
+      "if another program has it, set another: deploy.sh '' '' PORT, or CRABSHACK_UI_PORT and so on in $SETTINGS/*.env"
+}
+
+# Sockets whose address changed are opened anew, which restarts their service.
+restart_moved_sockets() {
+  local part socket
+  for part in "${PARTS[@]}"; do
+    for socket in $(part_sockets "$part"); do
+      systemctl is-active --quiet "$socket" || continue
+      # The first word of `Listen` is what is listened on now.
+      [[ "$(systemctl show -p Listen --value "$socket")" == "$(socket_address "$socket") "* ]] && socket_is_open "$socket" && continue
+      note "$socket moves to $(socket_address "$socket")"
+      systemctl stop "$(part_service "$part")" "$socket"
+    done
+  done
+}
+
+socket_is_open() {
+  local address
+  address="$(socket_address "$1")"
+  [[ -n "$(ss -Hltn "sport = :${address##*:}" 2>/dev/null)" ]]
+}
+
+# needs_restart PART: it does not run, runs another release, or is older than a file it has read.
+needs_restart() {
+  local part="$1" started file
+  systemctl is-active --quiet "$(part_service "$part")" || return 0
+  started="$(part_database "$part").release"
+  [[ "$(cat "$started" 2>/dev/null)" == "$(part_release "$part")" ]] || return 0
+  for file in "$(part_settings "$part")" "$UNITS/$(part_service "$part")" "$UNITS/$(part_service "$part").d"/*.conf; do
+    [[ ! "$file" -nt "$started" ]] || return 0
+  done
+  [[ "$part" == coordinator && "$ADMIN_SECRET" -nt "$started" ]]
+}
+
+# runs_release PART RELEASE: its process is of that release.
+runs_release() {
+  local pid
+  pid="$(systemctl show -p MainPID --value "$(part_service "$1")")"
+  [[ "$(readlink "/proc/$pid/exe" 2>/dev/null)" == "$RELEASES/$2/"* ]]
+}
+
+part_is_well() {
+  runs_release "$1" "$(part_release "$1")" && systemctl is-active --quiet "$(part_service "$1")" || return 1
+  case "$1" in
+    coordinator) curl -sf --max-time 3 "$API_URL/health" ;;
+    node-agent)
+      curl -sf --max-time 3 "http://$(socket_address crabshack-node-agent-health.socket)/ready" &&
+        curl -sf --max-time 3 "http://$(socket_address crabshack-node-agent-health.socket)/health" | jq -e .coordinator_connected
+      ;;
+  esac >/dev/null
+}
+
+# bring_up PART RELEASE: switches, restarts when that is needed, and goes back when it is not well.
+bring_up() {
+  local part="$1" release="$2" previous
+  step "$(part_service "$part"): $release"
+  previous="$(part_release "$part")"
+  switch_part "$part" "$release"
+  systemctl daemon-reload
+  if ! needs_restart "$part"; then
+    note "runs already"
+  else
+    systemctl restart --no-block "$(part_service "$part")"
+  fi
+  ! wait_until "$WELL_SECONDS" part_is_well "$part" || return 0
+  show_journal "$part"
+  if [[ -z "$previous" || "$previous" == "$release" || ! -d "$RELEASES/$previous" ]]; then
+    fail "$(part_service "$part") is not well" "see: journalctl -u $(part_service "$part")"
+  fi
+  roll_back "$part" "$previous"
+  fail "release $release is not well: $(part_service "$part") runs $previous again" \
+    "the lines above say why; no instance was touched" "what was built is kept in $RELEASES/$release"
+}
+
+show_journal() { journalctl -u "$(part_service "$1")" -n 15 -o cat --no-pager 2>/dev/null | sed 's/^/    | /' >&2 || true; }
+
+# roll_back PART RELEASE: an older program refuses a database that a newer one has changed. Only then is
+# the copy taken that was made before; the newer one never was well, so it holds nobody's wish.
+roll_back() {
+  local part="$1" release="$2" database copy
+  warn "$(part_service "$part") goes back to $release"
+  switch_part "$part" "$release"
+  systemctl daemon-reload
+  systemctl restart --no-block "$(part_service "$part")"
+  wait_until 30 part_is_well "$part" && return
+  database="$(part_database "$part")"
+  copy="$database.of.$release"
+  [[ -e "$copy" ]] || fail "$(part_service "$part") is well neither with the new release nor with $release" "see: journalctl -u $(part_service "$part")"
+  warn "and its database to the copy that was made before"
+  # shellcheck disable=SC2046
+  systemctl stop $(part_sockets "$part") "$(part_service "$part")"
+  mv "$database" "$database.failed"
+  cp -p "$copy" "$database"
+  # shellcheck disable=SC2046
+  systemctl start $(part_sockets "$part")
+  systemctl start --no-block "$(part_service "$part")"
+  wait_until "$WELL_SECONDS" part_is_well "$part" ||
+    fail "$(part_service "$part") is not well with $release and the database of before" "see: journalctl -u $(part_service "$part")"
+}
+
+# A token lets this node in, once.
+invite_node() {
+  [[ ! -s "$STATE/node-agent/node.pem" ]] || return 0
+  step "Inviting this node"
+  CRABSHACK_ADMIN_SECRET_FILE="$ADMIN_SECRET" CRABSHACK_PORT="$(setting coordinator CRABSHACK_PORT 7700)" \
+    "$RELEASES/coordinator/crabshack" join-token | lay "$JOIN_TOKEN" 600
+  # One that waits without a token would go on waiting for its back-off.
+  systemctl stop "$(part_service node-agent)"
+}
+
+# ensure_pool SIZE: makes the volumes' pool at the first installation; an empty size is the default one.
+ensure_pool() {
+  local size="$1" agent="$RELEASES/$RELEASE/crabshack-node-agent" data="$STATE/node-agent"
+  if [[ ! -e "$data/pool.json" ]]; then
+    step "Pool for volumes"
+    install -d -m 700 "$data"
+    if ! "$agent" --data-dir "$data" pool create ${size:+--size "$size"} >&2; then
+      [[ -z "$size" ]] || fail "the pool was not made" "use another --pool-size, or --no-pool"
+      warn "no pool was made: volumes will be plain folders, and storage_size will not be enforced"
+      return
+    fi
+  fi
+  systemctl enable --quiet "$POOL_UNIT"
+  systemctl start "$POOL_UNIT" || fail "the pool is not mounted" "see: systemctl status '$POOL_UNIT'"
+}
