@@ -12,6 +12,7 @@ if [ -e "$database" ] && [ -n "$last" ] && [ "$last" != "$release" ]; then
   sync "$database.new-copy"
   mv "$database.new-copy" "$database.of.$last"
   # Names of releases hold no spaces.
+  # shellcheck disable=SC2012
   for old in $(ls -t "$database".of.* | tail -n +3); do rm -f "$old"; done
 fi
 # Its time says when the service was started.

@@ -20,7 +20,7 @@ use crate::{
     placement::Placement,
     reconcile::Signal,
     status,
-    store::{Store, StoreError},
+    store::{InstanceRecord, Store, StoreError},
 };
 
 /// The shared state; handlers get it as `State<Arc<App>>`.
@@ -69,6 +69,13 @@ pub(crate) struct NodeDial {
 }
 
 impl App {
+    /// Tells every node that has or had an instance. Call it after the change is on disk.
+    pub(crate) fn orders_changed(&self, record: &InstanceRecord) {
+        for node in record.assignment.iter().chain(&record.left) {
+            self.registry.orders_changed(node);
+        }
+    }
+
     /// What the gateway needs to know of a living instance; none: no such name.
     pub(crate) async fn gateway_target(&self, name: &InstanceName) -> Result<Option<GatewayTarget>, StoreError> {
         // Three reads by key in one snapshot: microseconds, so not worth a blocking task.

@@ -28,8 +28,9 @@ use rustls::{
 
 /// Life of the authority itself.
 const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// Clocks of nodes may be behind by so much.
-const CLOCK_SKEW: Duration = Duration::from_secs(300);
+/// Clocks may be behind by so much: one that is set back by an hour must not make a fresh certificate
+/// one of the future.
+const CLOCK_SKEW: Duration = Duration::from_secs(2 * 3600);
 
 /// Why the authority could not do what it was asked.
 #[derive(Debug, thiserror::Error)]

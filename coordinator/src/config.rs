@@ -29,7 +29,12 @@ pub(crate) enum ConfigError {
     Zone,
     #[error("CRABSHACK_PUBLIC_URL must be scheme, host and port, like `https://agents.example.com`, without a path")]
     PublicUrl,
+    #[error("CRABSHACK_PUBLIC_URL and CRABSHACK_UI_ZONE name different hosts: instances are hosts of one zone, so leave the zone out")]
+    TwoZones,
 }
+
+/// Browsers resolve it, and every host under it, by themselves.
+const DEFAULT_ZONE: &str = "localhost";
 
 /// What the coordinator was started with.
 #[derive(Debug)]
@@ -54,6 +59,8 @@ pub(crate) struct Settings {
     pub(crate) memory_overcommit: f64,
     /// After this a stream gives up waiting.
     pub(crate) ready_timeout: Duration,
+    /// So long the disk of a deleted instance is kept.
+    pub(crate) delete_grace: Duration,
     /// Life of a certificate.
     pub(crate) certificate_life: Duration,
 }
@@ -81,18 +88,23 @@ pub(crate) struct NodeSsh {
 impl Settings {
     /// Checks what clap could not.
     pub(crate) fn new(arguments: &ServeArguments) -> Result<Self, ConfigError> {
-        let zone = arguments.ui_zone.trim_end_matches('.').to_owned();
+        let public_url = arguments.public_url.as_deref().map(PublicUrl::parse).transpose()?;
+        let zone = match (&arguments.ui_zone, &public_url) {
+            (Some(zone), _) => zone.trim_end_matches('.').to_owned(),
+            (None, Some(url)) => url.host.clone(),
+            (None, None) => DEFAULT_ZONE.to_owned(),
+        };
         if !is_domain(&zone) {
             return Err(ConfigError::Zone);
         }
-        let public_url = match &arguments.public_url {
-            Some(text) => PublicUrl::parse(text)?,
-            None => PublicUrl {
-                scheme: "http",
-                host: zone.clone(),
-                port: arguments.ui_port,
-            },
-        };
+        let public_url = public_url.unwrap_or_else(|| PublicUrl {
+            scheme: "http",
+            host: zone.clone(),
+            port: arguments.ui_port,
+        });
+        if public_url.host != zone {
+            return Err(ConfigError::TwoZones);
+        }
         Ok(Self {
             admin_secret: admin_secret(&arguments.admin)?,
             port: arguments.port,
@@ -108,6 +120,7 @@ impl Settings {
             },
             memory_overcommit: arguments.memory_overcommit,
             ready_timeout: Duration::from_secs(arguments.ready_timeout),
+            delete_grace: arguments.delete_grace,
             certificate_life: Duration::from_secs(arguments.certificate_seconds),
         })
     }

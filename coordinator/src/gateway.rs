@@ -10,6 +10,7 @@
 //! | `origin` | which web pages may act with a cookie (pure) |
 //! | `headers`, `upstream` | what is taken off a message and what an agent is told (pure) |
 //! | `proxy`, `upgrade`, `tunnels` | the forwarding |
+//! | `sessions` | what a token has opened, to close it with the token |
 //! | `refusal`, `page` | what is answered instead |
 //!
 //! Three things never reach an agent: our cookie, the instance's token, the admin secret. And
@@ -24,6 +25,7 @@ mod origin;
 mod page;
 mod proxy;
 mod refusal;
+mod sessions;
 mod ticket;
 mod tunnels;
 mod upgrade;
@@ -31,7 +33,7 @@ mod upstream;
 
 use std::path::Path;
 
-use crabshack_shared::shutdown::Shutdown;
+use crabshack_shared::{ids::InstanceId, secret::Secret, shutdown::Shutdown};
 
 use crate::agents::connect::Connector;
 
@@ -41,6 +43,7 @@ pub(crate) use ticket::TicketKeyError;
 pub(crate) struct Gateway {
     tickets: ticket::TicketKey,
     tunnels: tunnels::Tunnels,
+    sessions: sessions::Sessions,
     shutdown: Shutdown,
 }
 
@@ -53,8 +56,14 @@ impl Gateway {
         Ok(Self {
             tickets: ticket::TicketKey::load_or_create(&data_dir.join("gateway.key"))?,
             tunnels: tunnels::Tunnels::new(connector),
+            sessions: sessions::Sessions::default(),
             shutdown,
         })
+    }
+
+    /// Closes what earlier tokens of an instance have opened. Call it after the new one is on disk.
+    pub(crate) fn rotated(&self, instance: InstanceId, token: &Secret) {
+        self.sessions.rotated(instance, token);
     }
 }
 

@@ -27,6 +27,7 @@ use anyhow::Context as _;
 use crabshack_shared::{
     api::nodes::JoinTokenAnswer,
     config::{EXIT_USAGE, parse},
+    listen::Inherited,
     telemetry::{self, Chain},
     tls,
 };
@@ -62,7 +63,9 @@ fn main() -> ExitCode {
 fn serve(arguments: &ServeArguments) -> anyhow::Result<String> {
     let settings = Settings::new(arguments)?;
     telemetry::start(arguments.logging.log_format, arguments.logging.debug);
-    runtime()?.block_on(serve::run(settings, arguments.halt_at.clone()))?;
+    // Before there are threads: it reads the environment and takes out what is ours alone.
+    let inherited = Inherited::take().context("what systemd passed on cannot be listened on: look at the socket units")?;
+    runtime()?.block_on(serve::run(settings, arguments.halt_at.clone(), inherited))?;
     Ok(String::new())
 }
 

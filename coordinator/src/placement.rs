@@ -3,7 +3,11 @@
 pub(crate) mod choose;
 mod embedded;
 
-use crabshack_shared::{ids::NodeId, resources::Resources};
+use crabshack_shared::{
+    agent_api::v1::Pressure,
+    ids::{InstanceId, NodeId},
+    resources::Resources,
+};
 
 pub(crate) use embedded::Embedded;
 
@@ -14,12 +18,14 @@ use crate::{
 };
 
 /// What an instance takes from a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Need {
     /// Bytes that are reserved.
     pub(crate) memory: u64,
     /// Processors in thousandths: a node must have so many, but they are shared.
     pub(crate) cpus: u32,
+    /// Bytes of disk that are promised.
+    pub(crate) storage: u64,
 }
 
 impl Need {
@@ -29,6 +35,17 @@ impl Need {
         Self {
             memory: resources.memory.get().max(minimum),
             cpus: resources.cpus.milli(),
+            storage: resources.storage.get(),
+        }
+    }
+
+    /// What must be looked for when one thing becomes another: only what grows.
+    pub(crate) fn growth(before: Self, after: Self) -> Self {
+        let grown = |before: u64, after: u64| if after > before { after } else { 0 };
+        Self {
+            memory: grown(before.memory, after.memory),
+            cpus: if after.cpus > before.cpus { after.cpus } else { 0 },
+            storage: grown(before.storage, after.storage),
         }
     }
 }
@@ -43,6 +60,34 @@ pub(crate) struct Candidate {
     pub(crate) reserved: u64,
     /// Processors in thousandths.
     pub(crate) cpus: u32,
+    /// Bytes of disk; none: promises of disk are not kept there, so they are not counted.
+    pub(crate) storage: Option<u64>,
+    /// Bytes of disk that are promised.
+    pub(crate) promised: u64,
+    /// Its disks are nearly full: it makes nothing new.
+    pub(crate) pressed: bool,
+}
+
+impl Candidate {
+    /// A node as a place for instances; none before its first report. `claims` are those of all
+    /// instances, and of disks whose instance is gone.
+    pub(crate) fn of<'a>(node: &NodeRecord, claims: impl Iterator<Item = &'a InstanceRecord>) -> Option<Self> {
+        let facts = node.facts.as_ref()?;
+        let taken = taken(&node.id, claims);
+        Some(Self {
+            node: node.id.clone(),
+            memory: facts.memory.get(),
+            reserved: taken.memory,
+            cpus: facts.cpus.saturating_mul(1000),
+            storage: facts
+                .storage
+                .as_ref()
+                .filter(|storage| storage.promised_limit_enforced)
+                .map(|storage| storage.total.get()),
+            promised: taken.storage,
+            pressed: facts.pressure != Pressure::None,
+        })
+    }
 }
 
 /// Nobody has room: what would be needed, for people.
@@ -50,10 +95,27 @@ pub(crate) struct Candidate {
 pub(crate) enum NoRoom {
     #[error("no node is connected")]
     NoNode,
+    #[error("the disks of every node that is connected are nearly full")]
+    Pressed,
     #[error("no node has {} of unreserved memory", mebibytes(*.0))]
     Memory(u64),
     #[error("no node has {} processors", f64::from(*.0) / 1000.0)]
     Processors(u32),
+    #[error("no node has {} of storage that is not promised", mebibytes(*.0))]
+    Storage(u64),
+}
+
+impl NoRoom {
+    /// The same about the one node that an instance is on.
+    pub(crate) fn on_its_node(&self) -> String {
+        match self {
+            Self::NoNode => "its node is not connected".to_owned(),
+            Self::Pressed => "the disks of its node are nearly full".to_owned(),
+            Self::Memory(bytes) => format!("its node does not have {} of unreserved memory", mebibytes(*bytes)),
+            Self::Processors(count) => format!("its node does not have {} processors", f64::from(*count) / 1000.0),
+            Self::Storage(bytes) => format!("its node does not have {} of storage that is not promised", mebibytes(*bytes)),
+        }
+    }
 }
 
 /// Decides where instances run.
@@ -63,29 +125,45 @@ pub(crate) trait Placement: Send + Sync {
 }
 
 /// The nodes that may take instances: not revoked, alive, known machines.
-pub(crate) fn candidates(nodes: &[NodeRecord], records: &[InstanceRecord], registry: &Registry) -> Vec<Candidate> {
+pub(crate) fn candidates(nodes: &[NodeRecord], claims: &[InstanceRecord], registry: &Registry) -> Vec<Candidate> {
     nodes
         .iter()
         .filter(|node| !node.revoked && registry.is_alive(&node.id))
-        .filter_map(|node| {
-            let facts = node.facts.as_ref()?;
-            Some(Candidate {
-                node: node.id.clone(),
-                memory: facts.memory.get(),
-                reserved: reserved(&node.id, records),
-                cpus: facts.cpus.saturating_mul(1000),
-            })
-        })
+        .filter_map(|node| Candidate::of(node, claims.iter()))
         .collect()
 }
 
-/// What instances reserve on a node, also those that are not gone yet.
-pub(crate) fn reserved(node: &NodeId, records: &[InstanceRecord]) -> u64 {
-    records
-        .iter()
+/// What instances take from a node, also those that are not gone yet. Of some only the disk is left.
+pub(crate) fn taken<'a>(node: &NodeId, claims: impl Iterator<Item = &'a InstanceRecord>) -> Need {
+    claims
         .filter(|record| record.assignment.as_ref() == Some(node))
-        .map(|record| Need::of(&record.spec.service_type, &record.spec.resources).memory)
-        .fold(0, u64::saturating_add)
+        .fold(Need::default(), |sum, record| {
+            let need = Need::of(&record.spec.service_type, &record.spec.resources);
+            let memory = if record.disk_only { 0 } else { need.memory };
+            Need {
+                memory: sum.memory.saturating_add(memory),
+                cpus: 0,
+                storage: sum.storage.saturating_add(need.storage),
+            }
+        })
+}
+
+/// Whether the node that an instance is on has room for a need that replaces the instance's own.
+pub(crate) fn fits(
+    placement: &dyn Placement,
+    node: &NodeRecord,
+    claims: &[InstanceRecord],
+    instance: InstanceId,
+    need: Need,
+) -> Result<(), NoRoom> {
+    let others = claims.iter().filter(|record| record.id != instance);
+    // A node that never reported promises nothing and refuses nothing.
+    let Some(mut candidate) = Candidate::of(node, others) else {
+        return Ok(());
+    };
+    // What is there already is nothing new.
+    candidate.pressed = false;
+    placement.choose(&mut [candidate], need).map(drop)
 }
 
 /// Gives those that wait for a node their place among the candidates, oldest first: what
@@ -94,7 +172,7 @@ pub(crate) fn seat_waiting(
     placement: &dyn Placement,
     candidates: &mut [Candidate],
     records: &[InstanceRecord],
-) -> Vec<(crabshack_shared::ids::InstanceId, Result<NodeId, NoRoom>)> {
+) -> Vec<(InstanceId, Result<NodeId, NoRoom>)> {
     let mut waiting: Vec<&InstanceRecord> = records
         .iter()
         .filter(|record| record.assignment.is_none() && record.is_living())

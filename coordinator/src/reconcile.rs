@@ -4,6 +4,7 @@
 
 mod driver;
 mod instances;
+mod moves;
 
 use tokio::sync::Notify;
 

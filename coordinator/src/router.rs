@@ -7,7 +7,7 @@ use axum::{
     extract::{DefaultBodyLimit, MatchedPath, Request},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::{any, delete, get, post},
+    routing::{any, get, post},
 };
 use crabshack_shared::problem::{Code, Problem};
 use http::StatusCode;
@@ -27,15 +27,25 @@ pub(crate) fn api(app: &Arc<App>) -> Router {
         .route("/metrics", get(health::metrics));
     let admin = Router::new()
         .route("/instances", get(instances::list).post(instances::create))
-        .route("/instances/{name}", get(instances::show).delete(instances::delete))
+        .route(
+            "/instances/{name}",
+            get(instances::show)
+                .patch(instances::patch::patch)
+                .delete(instances::delete),
+        )
         .route("/instances/{name}/start", post(instances::start))
         .route("/instances/{name}/stop", post(instances::stop))
         .route("/instances/{name}/restart", post(instances::restart))
+        .route("/instances/{name}/token/rotate", post(instances::patch::rotate_token))
+        // Here the name is an id; the router wants one word for one place.
+        .route("/instances/{name}/undelete", post(instances::deleted::undelete))
         .route("/instances/{name}/ssh", get(instances::ssh))
-        .route("/instances/{name}/logs", get(instances::logs))
+        .route("/instances/{name}/logs", get(instances::logs::logs))
+        .route("/instances/{name}/stats", get(instances::usage::stats))
+        .route("/instances/{name}/events", get(instances::usage::events))
         .route("/nodes", get(nodes::list))
         .route("/nodes/join-token", post(nodes::join_token))
-        .route("/nodes/{id}", delete(nodes::revoke))
+        .route("/nodes/{id}", get(nodes::show).delete(nodes::revoke))
         .route("/gateway/{name}", any(gateway::api::serve))
         .route("/gateway/{name}/", any(gateway::api::serve))
         .route("/gateway/{name}/{*path}", any(gateway::api::serve))

@@ -13,6 +13,7 @@ use axum::{Router, extract::connect_info::IntoMakeServiceWithConnectInfo};
 use axum_server::{Handle, Server, accept::NoDelayAcceptor, tls_rustls::RustlsAcceptor};
 use crabshack_shared::{
     halt::{Halt, HaltPoint},
+    listen::{self, Inherited},
     shutdown::Shutdown,
 };
 use hyper_util::rt::TokioTimer;
@@ -44,6 +45,13 @@ struct Listeners {
     agents: TcpListener,
 }
 
+impl Listeners {
+    /// Where they really listen: a passed one need not be where the settings say.
+    fn addresses(&self) -> io::Result<[SocketAddr; 3]> {
+        Ok([self.api.local_addr()?, self.ui.local_addr()?, self.agents.local_addr()?])
+    }
+}
+
 /// Builds the shared state from the data folder.
 pub(crate) fn build(settings: Settings, halt_at: Option<HaltPoint>) -> anyhow::Result<Arc<App>> {
     let store = Store::open(&settings.data_dir)?;
@@ -69,13 +77,14 @@ pub(crate) fn build(settings: Settings, halt_at: Option<HaltPoint>) -> anyhow::R
     }))
 }
 
-/// Runs until it is told to stop.
-pub(crate) async fn run(settings: Settings, halt_at: Option<HaltPoint>) -> anyhow::Result<()> {
+/// Runs until it is told to stop. Listeners that were passed on to this process are used as they are.
+pub(crate) async fn run(settings: Settings, halt_at: Option<HaltPoint>, inherited: Inherited) -> anyhow::Result<()> {
     let app = build(settings, halt_at)?;
-    let listeners = bind(&app.settings)?;
+    let listeners = bind(&app.settings, &inherited)?;
     app.shutdown.spawn(Arc::clone(&app.ca).keep_fresh());
     app.shutdown.spawn(reconcile::run(Arc::clone(&app)));
 
+    let [api, ui, agents] = listeners.addresses()?;
     let handle = Handle::new();
     let plain = |listener| -> io::Result<_> {
         Ok(axum_server::from_tcp(listener)?
@@ -93,18 +102,16 @@ pub(crate) async fn run(settings: Settings, halt_at: Option<HaltPoint>) -> anyho
         )
     };
     tokio::pin!(servers);
-    tracing::info!(
-        "serving the API on port {}, browsers on port {}, node agents on {}",
-        app.settings.port,
-        app.settings.ui_port,
-        app.settings.agent_listen
-    );
+    tracing::info!("serving the API on {api}, browsers on {ui}, node agents on {agents}");
+    // Whoever connects from now on waits in the listeners' queues at most.
+    listen::ready();
     tokio::select! {
         ended = &mut servers => { ended.context("a listener ended")?; }
         signalled = Shutdown::signalled() => signalled.context("signals cannot be received")?,
     }
 
     tracing::info!("stopping");
+    listen::stopping();
     let begin = tokio::time::Instant::now();
     app.shutdown.token.cancel();
     handle.graceful_shutdown(Some(STOP_DEADLINE));
@@ -115,15 +122,17 @@ pub(crate) async fn run(settings: Settings, halt_at: Option<HaltPoint>) -> anyho
     Ok(())
 }
 
-fn bind(settings: &Settings) -> anyhow::Result<Listeners> {
+fn bind(settings: &Settings, inherited: &Inherited) -> anyhow::Result<Listeners> {
     let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-    let listen = |variable: &str, address: SocketAddr| {
-        TcpListener::bind(address).with_context(|| format!("{variable}: {address} cannot be listened on"))
+    let listen = |name: &str, variable: &str, address: SocketAddr| {
+        inherited
+            .listener(name, address)
+            .with_context(|| format!("{variable}: {address} cannot be listened on"))
     };
     Ok(Listeners {
-        api: listen("CRABSHACK_PORT", loopback(settings.port))?,
-        ui: listen("CRABSHACK_UI_PORT", loopback(settings.ui_port))?,
-        agents: listen("CRABSHACK_AGENT_LISTEN", settings.agent_listen)?,
+        api: listen("api", "CRABSHACK_PORT", loopback(settings.port))?,
+        ui: listen("ui", "CRABSHACK_UI_PORT", loopback(settings.ui_port))?,
+        agents: listen("agents", "CRABSHACK_AGENT_LISTEN", settings.agent_listen)?,
     })
 }
 

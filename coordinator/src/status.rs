@@ -46,12 +46,28 @@ pub(crate) fn answers(record: &InstanceRecord, observation: &Observation) -> boo
         .is_some_and(|generation| generation >= record.generation)
 }
 
+/// True when an observation answers the last wish about the instance's state.
+fn answers_its_state(record: &InstanceRecord, observation: &Observation) -> bool {
+    observation
+        .report
+        .generation
+        .is_some_and(|generation| generation >= record.wish_generation)
+}
+
 /// True when the node follows a later wish than is recorded: the store is from an older dump.
 pub(crate) fn is_outranked(record: &InstanceRecord, observation: &Observation) -> bool {
     observation
         .report
         .generation
         .is_some_and(|generation| generation > record.generation)
+}
+
+/// True while something that was changed waits for the next restart: its node says so, or has not
+/// seen the change yet.
+pub(crate) fn pending_change(record: &InstanceRecord, observation: Option<&Observation>) -> bool {
+    let seen = observation.and_then(|observation| observation.report.generation);
+    let unseen = record.spec_revision > 0 && seen.is_none_or(|seen| seen < record.spec_generation);
+    observation.is_some_and(|observation| observation.report.pending_change) || (record.assignment.is_some() && unseen)
 }
 
 /// What the API says. `alive`: its node, if it has one, reports.
@@ -87,7 +103,13 @@ fn on_its_way(record: &InstanceRecord, observation: Option<&Observation>) -> Sta
     let current = observation.filter(|observation| answers(record, observation));
     let phase = observation.map(|observation| observation.report.phase);
     let wanted = record.desired == Desired::Running;
-    let word = match (wanted, current.map(|current| current.report.phase)) {
+    // What is stopped stays so while something of it is changed.
+    let answered = if wanted {
+        current
+    } else {
+        observation.filter(|observation| answers_its_state(record, observation))
+    };
+    let word = match (wanted, answered.map(|answered| answered.report.phase)) {
         (false, Some(Phase::Stopped)) => InstanceStatus::Stopped,
         (false, _) if record.assignment.is_none() => InstanceStatus::Stopped,
         (false, Some(Phase::Failed)) => InstanceStatus::Error,
@@ -109,7 +131,7 @@ fn on_its_way(record: &InstanceRecord, observation: Option<&Observation>) -> Sta
     let reason = if record.assignment.is_none() && wanted {
         Some("no node has room for it yet".to_owned())
     } else {
-        current.and_then(|current| current.report.reason.clone())
+        answered.and_then(|answered| answered.report.reason.clone())
     };
     Status {
         word,
@@ -173,6 +195,23 @@ mod tests {
     }
 
     #[test]
+    fn pending_change__should_last_until_the_node_has_seen_it_and_says_no() {
+        let mut record = record(RUNNING, Some("node-000000000001"));
+        let mut seen = observation(&record, Phase::Ready, true);
+        assert!(!pending_change(&record, Some(&seen)));
+        record.generation = record.generation.next();
+        assert!(!pending_change(&record, Some(&seen)), "a wish that changes nothing of it");
+        (record.spec_revision, record.spec_generation) = (1, record.generation);
+        assert!(pending_change(&record, Some(&seen)) && pending_change(&record, None));
+        seen.report.generation = Some(record.generation);
+        assert!(!pending_change(&record, Some(&seen)));
+        seen.report.pending_change = true;
+        assert!(pending_change(&record, Some(&seen)));
+        record.assignment = None;
+        assert!(!pending_change(&record, None));
+    }
+
+    #[test]
     fn status__should_say_why_nothing_happens() {
         let waiting = of(&record(RUNNING, None), None, true);
         assert_eq!((waiting.word, waiting.phase), (Creating, "scheduling"));
@@ -196,6 +235,17 @@ mod tests {
             assert_eq!(status.word, word, "{phase:?}");
             assert_eq!(status.ready, phase == Phase::Ready);
             assert!(status.reason.unwrap().contains("take over"));
+        }
+    }
+
+    #[test]
+    fn status__should_not_change_with_what_is_changed_of_it() {
+        for (desired, phase, word) in [(STOPPED, Phase::Stopped, Stopped), (RUNNING, Phase::Ready, Running)] {
+            let mut record = record(desired, Some("node-000000000001"));
+            let seen = observation(&record, phase, true);
+            record.generation = record.generation.next();
+            let status = of(&record, Some(&seen), true);
+            assert_eq!((status.word, status.phase), (word, phase_word(phase)), "{desired:?}");
         }
     }
 

@@ -3,11 +3,15 @@
 //! Reads are by key or short scans out of the page cache: microseconds, done where they are needed.
 //! Writes sync to disk (about a millisecond) and wait for each other, so they run on blocking threads.
 
+mod events;
 mod instances;
 mod join_tokens;
 mod meta;
+mod migrate;
 mod nodes;
 mod observations;
+mod ports;
+mod retired;
 mod tables;
 
 use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::PathBuf, sync::Arc};
@@ -19,11 +23,13 @@ use crabshack_shared::{
 use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, WriteTransaction};
 use serde::{Serialize, de::DeserializeOwned};
 
+pub(crate) use events::wished;
 pub(crate) use instances::{InstanceRecord, NewInstance, NoPlace, Spec};
 pub(crate) use join_tokens::TokenRefused;
 pub(crate) use nodes::NodeRecord;
 pub(crate) use observations::Observation;
-use tables::{Records, Versioned};
+pub(crate) use ports::UnknownPorts;
+use tables::Records;
 
 /// Pages kept in memory: the hot part of thousands of instances.
 const CACHE_BYTES: usize = 8 << 20;
@@ -96,10 +102,9 @@ impl Store {
             source,
         };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at)?;
-        let sealer = SealKey::load_or_create(&folder.join("seal.key"))?;
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create(folder.join("coordinator.redb"))?;
+        let path = folder.join("coordinator.redb");
+        let sealer = SealKey::load_or_create(&folder.join("seal.key"), &path)?;
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
         let store = Self {
             database: Arc::new(database),
             sealer: Arc::new(sealer),
@@ -160,6 +165,11 @@ trait Source {
     fn id_of_name(&self, name: &str) -> Result<Option<String>, StoreError>;
 
     fn number(&self, key: &str) -> Result<u64, StoreError>;
+
+    fn each_port(&self, visit: impl FnMut(u16, &str)) -> Result<(), StoreError>;
+
+    /// The events of an instance, oldest first.
+    fn each_event(&self, instance: &str, visit: impl FnMut(u64, &[u8]) -> Result<(), StoreError>) -> Result<(), StoreError>;
 }
 
 macro_rules! source {
@@ -200,6 +210,28 @@ macro_rules! source {
                 let value = opened.get(key)?;
                 Ok(value.map(|number| number.value()).unwrap_or_default())
             }
+
+            fn each_port(&self, mut visit: impl FnMut(u16, &str)) -> Result<(), StoreError> {
+                let opened = self.open_table(tables::PORTS)?;
+                for entry in opened.iter()? {
+                    let (port, holder) = entry?;
+                    visit(port.value(), holder.value());
+                }
+                Ok(())
+            }
+
+            fn each_event(
+                &self,
+                instance: &str,
+                mut visit: impl FnMut(u64, &[u8]) -> Result<(), StoreError>,
+            ) -> Result<(), StoreError> {
+                let opened = self.open_table(tables::EVENTS)?;
+                for entry in opened.range((instance, 0)..=(instance, u64::MAX))? {
+                    let (key, value) = entry?;
+                    visit(key.value().1, value.value())?;
+                }
+                Ok(())
+            }
         }
     };
 }
@@ -222,11 +254,7 @@ impl<T: Source> Snapshot<T> {
 
 impl Writing {
     fn put<R: Serialize>(&self, table: Records, key: &str, record: &R) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(&Versioned {
-            v: tables::RECORD_VERSION,
-            record,
-        })
-        .map_err(StoreError::Encode)?;
+        let bytes = tables::encode(record)?;
         let mut opened = self.0.open_table(table)?;
         opened.insert(key, bytes.as_slice())?;
         Ok(())

@@ -11,7 +11,7 @@ use axum::{
 use chrono::Utc;
 use clap::Parser as _;
 use crabshack_shared::{
-    agent_api::v1::{Desired, InstanceReport, NodeFacts, Phase, Pressure, Report},
+    agent_api::v1::{Desired, InstanceReport, NodeFacts, OnDisconnect, Phase, Pressure, Report},
     generation::Generation,
     ids::{InstanceId, NodeId, UserId},
     instance::{InstanceName, ServiceType},
@@ -55,10 +55,18 @@ pub(crate) fn record(desired: Desired, node: Option<&str>) -> InstanceRecord {
         ssh_port: 19_001,
         desired,
         generation: Generation { epoch: 1, counter: 5 },
+        wish_generation: Generation { epoch: 1, counter: 5 },
         restarts: 0,
         assignment: node.map(|node| node.parse().unwrap()),
         created_at: Utc::now(),
         deleted_at: None,
+        spec_revision: 0,
+        spec_generation: Generation::default(),
+        on_disconnect: OnDisconnect::Keep,
+        lease_generation: Generation::default(),
+        protected: false,
+        disk_only: false,
+        left: Vec::new(),
     }
 }
 
@@ -88,6 +96,7 @@ pub(crate) fn instance_report(record: &InstanceRecord, phase: Phase) -> Instance
         disk_limit: None,
         pending_change: false,
         last_exit: None,
+        ssh_port: None,
     }
 }
 
@@ -165,7 +174,8 @@ impl TestApp {
             events: Vec::new(),
             findings: Vec::new(),
         };
-        report::take_in(Arc::clone(&self.app), node.clone(), report).await.unwrap();
+        let kept = report::take_in(Arc::clone(&self.app), node.clone(), report).await;
+        assert!(kept.is_ok(), "{kept:?}");
     }
 
     /// Lets the reconciler pass once.

@@ -17,6 +17,8 @@ source "$SCRIPTS_DIR/lib/privilege.sh"
 source "$SCRIPTS_DIR/lib/packages.sh"
 # shellcheck source=lib/rust.sh
 source "$SCRIPTS_DIR/lib/rust.sh"
+# shellcheck source=lib/build.sh
+source "$SCRIPTS_DIR/lib/build.sh"
 # shellcheck source=lib/preflight.sh
 source "$SCRIPTS_DIR/lib/preflight.sh"
 # shellcheck source=lib/process.sh

@@ -4,26 +4,10 @@ set -euo pipefail
 
 # shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=lib/testing.sh
+source "$SCRIPTS_DIR/lib/testing.sh"
 # shellcheck source=lib/local_down.sh
 source "$SCRIPTS_DIR/lib/local_down.sh"
-
-PASSED=0
-FAILED=0
-
-# expect NAME PATTERN TEXT: TEXT matches the pattern; an empty pattern wants nothing at all.
-expect() {
-  # The pattern is one on purpose.
-  # shellcheck disable=SC2053
-  if [[ "$3" == $2 ]]; then
-    PASSED=$((PASSED + 1))
-  else
-    FAILED=$((FAILED + 1))
-    printf '%s: wanted "%s", got "%s"\n' "$1" "$2" "$3"
-  fi
-}
-
-# verdict COMMAND...: `yes` or `no`.
-verdict() { if "$@" >/dev/null 2>&1; then echo yes; else echo no; fi; }
 
 preflight__should_refuse_by_name() {
   expect platform '' "$(check_platform Linux x86_64)$(check_platform Linux aarch64)"
@@ -111,11 +95,4 @@ long_commands__should_show_their_log_when_they_fail() {
   rm -rf "$folder"
 }
 
-main() {
-  local test
-  while read -r test; do "$test"; done < <(compgen -A function | grep __should_)
-  printf '%s passed, %s failed\n' "$PASSED" "$FAILED"
-  ((FAILED == 0))
-}
-
-main
+run_tests

@@ -31,6 +31,7 @@ main() {
   done
   become_root "$0" "$@"
   local_layout
+  refuse_services
   one_at_a_time
   trap 'at_exit $?' EXIT
   case "$wish" in
@@ -46,12 +47,6 @@ main() {
 at_exit() {
   api_close
   (($1 == 0)) || note "not finished; logs are in $DATA_DIR/log, and it can be run again"
-}
-
-# Two runs at once would start everything twice. Descriptor 9 is closed for what we start.
-one_at_a_time() {
-  exec 9>"/run/crabshack-local.lock"
-  flock -n 9 || fail "another run-local.sh is at work" "wait for it to end"
 }
 
 local_up() {
@@ -94,9 +89,10 @@ Stop:  $0 --down     (keeps everything; run $0 to start again)
 Away:  $0 --purge    (removes all data)
 Logs:  $DATA_DIR/log/
 END
-  [[ -z "$json" ]] || jq -nc --arg api "$API_URL" --arg ui "$(ui_url)" --rawfile secret "$SECRET_FILE" \
-    --arg name "$FIRST_INSTANCE" --arg token "$token" --arg url "$url" --arg ssh "$ssh_line" \
-    '{api_url: $api, ui_url: $ui, admin_secret: ($secret | rtrimstr("\n")), instance: {name: $name, token: $token, url: $url, ssh_command: $ssh}}'
+  # Secrets go through the environment of jq, not through argv.
+  [[ -z "$json" ]] || TOKEN="$token" URL="$url" jq -nc --arg api "$API_URL" --arg ui "$(ui_url)" --rawfile secret "$SECRET_FILE" \
+    --arg name "$FIRST_INSTANCE" --arg ssh "$ssh_line" \
+    '{api_url: $api, ui_url: $ui, admin_secret: ($secret | rtrimstr("\n")), instance: {name: $name, token: env.TOKEN, url: env.URL, ssh_command: $ssh}}'
 }
 
 main "$@"

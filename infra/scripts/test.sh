@@ -16,9 +16,14 @@ TEST_SECONDS=2100
 
 main() {
   become_root "$0" "$@"
-  (($# > 0)) || set -- --workspace
-  install_packages "${RUN_PACKAGES[@]}"
+  install_packages "${RUN_PACKAGES[@]}" "${POOL_PACKAGES[@]}" "${UNIT_PACKAGES[@]}"
   ensure_rust
+  if (($# == 0)); then
+    step "Testing the scripts and the units"
+    "$SCRIPTS_DIR/lib.test.sh"
+    "$SCRIPTS_DIR/systemd.test.sh"
+    set -- --workspace
+  fi
   "$REPOSITORY_DIR/infra/images/openclaw/build.sh" --tar-only >/dev/null
   cd "$REPOSITORY_DIR"
   step "Building the programs and the tests"

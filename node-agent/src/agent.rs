@@ -7,6 +7,7 @@ use axum_server::tls_rustls::RustlsConfig;
 use crabshack_shared::{
     agent_api::v1::{InstanceReport, NodeFacts},
     halt::Halt,
+    listen::{self, Inherited},
     seal::{SealError, SealKey},
     shutdown::Shutdown,
     telemetry::Chain,
@@ -21,10 +22,12 @@ use crate::{
     config::Settings,
     data_plane::{self, Tenants},
     dns::{self, DnsError, DnsSettings},
-    docker::{Docker, DockerError, DockerFacts},
+    docker::{Docker, DockerError},
+    doctor::{Doctor, outside::Outside},
     egress::{Egress, EgressError, EgressSettings},
     facts::{self, Unsupported},
     health::{self, Status},
+    lease,
     ledger::{Ledger, LedgerError},
     metrics::Metrics,
     node::Node,
@@ -42,6 +45,14 @@ use crate::{
 /// How often the machine's facts are read again.
 const FACTS_PERIOD: Duration = Duration::from_secs(20);
 const DOCKER_RETRY: Duration = Duration::from_millis(500);
+/// What the facts say while Docker does not answer.
+const DOCKER_AWAY: &str =
+    "Docker does not answer: instances run on, but none is started, stopped or repaired until it does; see its own log";
+/// The same while something else of the node cannot be looked at.
+const BLIND: &str = "the node cannot be looked at: instances run on, but none is started, stopped or repaired until it can; \
+    see the node agent's log";
+/// How often a service manager that watches us hears that we work.
+const ALIVE_PERIOD: Duration = Duration::from_secs(10);
 /// How long tasks may take to end after a signal.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -54,7 +65,7 @@ pub(crate) enum StartError {
         #[source]
         source: io::Error,
     },
-    #[error("another process listens on {address} (CRABSHACK_HEALTH_LISTEN)")]
+    #[error("health cannot be served on {address} (CRABSHACK_HEALTH_LISTEN)")]
     HealthListener {
         address: SocketAddr,
         #[source]
@@ -92,8 +103,8 @@ pub(crate) enum StartError {
     Signals(#[source] io::Error),
 }
 
-/// Runs until a signal comes.
-pub(crate) async fn run(settings: Settings) -> Result<(), StartError> {
+/// Runs until a signal comes. Listeners that a service manager holds are used as they are.
+pub(crate) async fn run(settings: Settings, inherited: &Inherited) -> Result<(), StartError> {
     let folder = |source| StartError::DataFolder {
         path: settings.data_dir.clone(),
         source,
@@ -105,26 +116,37 @@ pub(crate) async fn run(settings: Settings) -> Result<(), StartError> {
     let (connected, connected_receiver) = watch::channel(false);
     let (adopted, adopted_receiver) = watch::channel(false);
     let (reports, reports_receiver) = watch::channel(Arc::default());
+    let (doctor, doctor_receiver) = watch::channel(None);
     let metrics = Arc::new(Metrics::default());
 
     // First of all: whoever watches the daemon gets an answer at once.
-    let health_listener = TcpListener::bind(settings.health_listen)
-        .await
-        .map_err(|source| StartError::HealthListener {
-            address: settings.health_listen,
-            source,
-        })?;
+    let cannot_serve = |source| StartError::HealthListener {
+        address: settings.health_listen,
+        source,
+    };
+    let health_listener = listener(inherited, "health", settings.health_listen).map_err(cannot_serve)?;
+    let health_listener = TcpListener::from_std(health_listener).map_err(cannot_serve)?;
     let status = Status {
         node: node_receiver,
         connected: connected_receiver,
         adopted: adopted_receiver,
         reports: reports_receiver,
         metrics: Arc::clone(&metrics),
+        doctor: doctor_receiver,
+        outside: Outside::new(&settings),
     };
     shutdown.spawn(health::serve(health_listener, status));
 
+    let channels = Channels {
+        node: node_sender,
+        connected,
+        adopted,
+        reports,
+        metrics,
+        doctor,
+    };
     let signalled = tokio::select! {
-        started = start(&settings, &shutdown, Channels { node: node_sender, connected, adopted, reports, metrics }) => {
+        started = start(&settings, inherited, &shutdown, channels) => {
             started?;
             false
         }
@@ -136,6 +158,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), StartError> {
     if !signalled {
         Shutdown::signalled().await.map_err(StartError::Signals)?;
     }
+    listen::stopping();
     tracing::info!("stopping; instances run on");
     if !shutdown.finish(STOP_WITHIN).await {
         tracing::warn!("some tasks did not end in time and are cut");
@@ -150,16 +173,44 @@ struct Channels {
     adopted: watch::Sender<bool>,
     reports: watch::Sender<Arc<Vec<InstanceReport>>>,
     metrics: Arc<Metrics>,
+    doctor: watch::Sender<Option<Arc<Doctor>>>,
 }
 
-async fn start(settings: &Settings, shutdown: &Shutdown, channels: Channels) -> Result<(), StartError> {
-    let key = SealKey::load_or_create(&settings.data_dir.join("seal.key"))?;
-    let ledger = Arc::new(Ledger::open(&settings.data_dir.join("ledger.redb"), key, settings.pool)?);
+/// The listener of that name, ready for tokio.
+fn listener(inherited: &Inherited, name: &str, address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let listener = inherited.listener(name, address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Ready is a node agent that has seen everything on its node.
+async fn tell_service_manager(mut adopted: watch::Receiver<bool>) {
+    if adopted.wait_for(|adopted| *adopted).await.is_ok() {
+        listen::ready();
+    }
+    loop {
+        listen::alive();
+        tokio::time::sleep(ALIVE_PERIOD).await;
+    }
+}
+
+async fn start(
+    settings: &Settings,
+    inherited: &Inherited,
+    shutdown: &Shutdown,
+    channels: Channels,
+) -> Result<(), StartError> {
+    let path = settings.data_dir.join("ledger.redb");
+    let key = SealKey::load_or_create(&settings.data_dir.join("seal.key"), &path)?;
+    let ledger = Arc::new(Ledger::open(&path, key, settings.pool)?);
+    channels.metrics.watch_ledger(Arc::clone(&ledger));
+    // Not cut by a stop: the last events are written then.
+    shutdown.tasks.spawn(Arc::clone(&ledger).keep_events(shutdown.token.clone()));
     // Without its pool the node would look empty, and every instance would get an empty home.
     pool::check_mounted(&settings.data_dir)?;
     let volumes = Arc::new(Volumes::open(pool::instances(&settings.data_dir)).await?);
     let docker = Docker::connect(&settings.docker_socket)?;
-    let docker_facts = wait_for_docker(&docker).await;
+    let docker_facts = wait_for_docker(async || docker.facts().await).await;
     facts::check(&docker_facts)?;
     let egress = Arc::new(Egress::install(EgressSettings { pool: settings.pool }).await?);
     channels.metrics.watch_egress(Arc::clone(&egress));
@@ -177,7 +228,8 @@ async fn start(settings: &Settings, shutdown: &Shutdown, channels: Channels) -> 
     let stop = shutdown.token.clone();
     shutdown.tasks.spawn(forwarder.serve(stop));
 
-    let networks = docker.observe().await?.networks;
+    // It may have gone away again.
+    let networks = wait_for_docker(async || docker.observe().await).await.networks;
     ledger.adopt_links(
         networks
             .iter()
@@ -196,11 +248,36 @@ async fn start(settings: &Settings, shutdown: &Shutdown, channels: Channels) -> 
     let wake = Arc::new(Notify::new());
     let probes = Probes::new(Arc::clone(&wake), shutdown.tasks.clone()).map_err(StartError::Probes)?;
     let halt = Halt::new(settings.halt_at.clone());
-    let reconciler = Arc::new(Reconciler::new(node, Arc::clone(&ledger), probes, halt, Arc::clone(&wake)));
+    let doctor = Arc::new(Doctor::new(
+        node.clone(),
+        Arc::clone(&ledger),
+        settings.data_dir.clone(),
+        Arc::clone(&wake),
+        channels.connected.subscribe(),
+    ));
+    let reconciler = Arc::new(Reconciler::new(
+        node,
+        Arc::clone(&ledger),
+        probes,
+        halt,
+        Arc::clone(&wake),
+        channels.metrics.passes.clone(),
+        doctor.repairs(),
+    ));
+    let blind = reconciler.blind();
     let (reports, adopted) = (reconciler.reports(), reconciler.adopted());
     shutdown.spawn(mirror(adopted.clone(), channels.adopted));
     shutdown.spawn(mirror(reports.clone(), channels.reports));
+    shutdown.spawn(tell_service_manager(adopted.clone()));
+    shutdown.spawn(lease::watch(
+        Arc::clone(&ledger),
+        Arc::clone(&wake),
+        channels.metrics.lease_expiries.clone(),
+    ));
     reconciler.spawn(shutdown);
+    channels.metrics.watch_findings(doctor.findings());
+    channels.doctor.send_replace(Some(Arc::clone(&doctor)));
+    shutdown.spawn(Arc::clone(&doctor).run(adopted.clone()));
 
     // From here on the network is needed, for the first start only; the instances already run.
     let identity = Arc::new(enrol::identity(settings, &facts::hostname()).await?);
@@ -211,8 +288,7 @@ async fn start(settings: &Settings, shutdown: &Shutdown, channels: Channels) -> 
         address: settings.data_plane,
         source,
     };
-    let data_plane_listener = std::net::TcpListener::bind(settings.data_plane).map_err(cannot_serve)?;
-    data_plane_listener.set_nonblocking(true).map_err(cannot_serve)?;
+    let data_plane_listener = listener(inherited, "data-plane", settings.data_plane).map_err(cannot_serve)?;
     shutdown.tasks.spawn(serve_data_plane(
         data_plane_listener,
         tenants,
@@ -234,15 +310,19 @@ async fn start(settings: &Settings, shutdown: &Shutdown, channels: Channels) -> 
             disks,
         },
         facts_sender,
+        blind,
     ));
+    let client = Arc::new(Client::new(settings.coordinator.clone(), identity.client()?));
+    doctor.watch_uplink(Arc::clone(&identity), Arc::clone(&client));
     let uplink = Uplink {
-        client: Client::new(settings.coordinator.clone(), identity.client()?),
+        client,
         identity,
         ledger,
         wake,
         reports,
         adopted,
         facts: facts_receiver,
+        findings: doctor.findings(),
         data_plane,
         connected: channels.connected,
     };
@@ -257,11 +337,11 @@ async fn serve_data_plane(listener: std::net::TcpListener, tenants: Arc<Tenants>
 }
 
 /// Docker may start after us, or be away for a moment.
-async fn wait_for_docker(docker: &Docker) -> DockerFacts {
+async fn wait_for_docker<T>(ask: impl AsyncFn() -> Result<T, DockerError>) -> T {
     let mut told = false;
     loop {
-        match docker.facts().await {
-            Ok(facts) => return facts,
+        match ask().await {
+            Ok(answer) => return answer,
             Err(error) => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(error = %Chain(&error), "waiting for Docker");
@@ -280,11 +360,29 @@ struct Gauges {
     disks: Disks,
 }
 
-async fn refresh_facts(gauges: Gauges, facts: watch::Sender<NodeFacts>) {
+/// Reads the facts again for ever: in turn, and when the node can no more or again be observed.
+async fn refresh_facts(gauges: Gauges, facts: watch::Sender<NodeFacts>, mut blind: watch::Receiver<bool>) {
     loop {
-        tokio::time::sleep(FACTS_PERIOD).await;
-        if let (Ok(docker), Ok(storage)) = (gauges.docker.facts().await, gauges.volumes.storage().await) {
-            facts.send_replace(facts::node_facts(&docker, &gauges.address, &storage, &gauges.disks));
+        tokio::select! {
+            () = tokio::time::sleep(FACTS_PERIOD) => {}
+            changed = blind.changed() => if changed.is_err() { return },
+        }
+        let is_blind = *blind.borrow_and_update();
+        let docker = gauges.docker.facts().await;
+        let storage = gauges.volumes.storage().await;
+        match (docker, storage) {
+            (Ok(docker), Ok(storage)) if !is_blind => {
+                facts.send_replace(facts::node_facts(&docker, &gauges.address, &storage, &gauges.disks));
+            }
+            (docker, _) if is_blind => {
+                let warning = if docker.is_err() { DOCKER_AWAY } else { BLIND };
+                facts.send_modify(|facts| {
+                    facts.warnings.retain(|known| known != DOCKER_AWAY && known != BLIND);
+                    facts.warnings.push(warning.to_owned());
+                });
+            }
+            // What was known stands.
+            _ => {}
         }
     }
 }

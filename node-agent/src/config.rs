@@ -1,7 +1,7 @@
 //! Settings of the node agent: every one is a flag and a variable.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
 };
 
@@ -20,7 +20,7 @@ pub(crate) struct Settings {
     pub(crate) command: Option<Command>,
 
     /// Where the coordinator's agent listener is, host:port.
-    #[arg(long, env = "CRABSHACK_COORDINATOR", default_value = "127.0.0.1:7701")]
+    #[arg(long, env = "CRABSHACK_COORDINATOR", default_value = "127.0.0.1:7701", value_parser = parse_address)]
     pub(crate) coordinator: String,
 
     /// Join token; needed for the first start only. `crabshack join-token` prints one.
@@ -45,11 +45,11 @@ pub(crate) struct Settings {
     pub(crate) data_plane: SocketAddr,
 
     /// The same as the coordinator sees it, host:port; by default the address it listens on.
-    #[arg(long, env = "CRABSHACK_DATA_PLANE_ADDRESS")]
+    #[arg(long, env = "CRABSHACK_DATA_PLANE_ADDRESS", value_parser = parse_address)]
     pub(crate) data_plane_address: Option<String>,
 
-    /// Where /health, /ready and /metrics answer.
-    #[arg(long, env = "CRABSHACK_HEALTH_LISTEN", default_value = "127.0.0.1:7703")]
+    /// Where /health, /ready, /metrics and /doctor answer.
+    #[arg(long, global = true, env = "CRABSHACK_HEALTH_LISTEN", default_value = "127.0.0.1:7703")]
     pub(crate) health_listen: SocketAddr,
 
     /// Private network that instances get their addresses from.
@@ -65,7 +65,12 @@ pub(crate) struct Settings {
     pub(crate) ssh_bind: IpAddr,
 
     /// Docker's socket.
-    #[arg(long, env = "CRABSHACK_DOCKER_SOCKET", default_value = "unix:///var/run/docker.sock")]
+    #[arg(
+        long,
+        global = true,
+        env = "CRABSHACK_DOCKER_SOCKET",
+        default_value = "unix:///var/run/docker.sock"
+    )]
     pub(crate) docker_socket: String,
 
     /// Log more.
@@ -87,6 +92,13 @@ pub(crate) enum Command {
     /// The disk of all volumes: a preallocated file with a btrfs that enforces every `storage_size`.
     #[command(subcommand)]
     Pool(PoolCommand),
+    /// Compare what should be true of this node with what is, and say what to do. Exits with 1 when
+    /// something is left to do.
+    Doctor {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn parse_pool(text: &str) -> Result<Pool, String> {
@@ -94,6 +106,26 @@ fn parse_pool(text: &str) -> Result<Pool, String> {
         .parse()
         .map_err(|_| "it must be a network like 10.201.0.0/16".to_owned())?;
     Pool::new(network).map_err(|error| error.to_string())
+}
+
+/// `host:port` with a name or an address, `[address]:port` for IPv6. Names are looked up later: they may move.
+fn parse_address(text: &str) -> Result<String, String> {
+    let refused = || format!("`{text}` is not host:port, like coordinator.example:7701 or 192.0.2.1:7701");
+    let (host, port) = text.rsplit_once(':').ok_or_else(refused)?;
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host_is_good = match address {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host
+                    .chars()
+                    .all(|letter| letter.is_ascii_alphanumeric() || "-._".contains(letter))
+        }
+    };
+    match port.parse::<u16>() {
+        Ok(1..) if host_is_good => Ok(text.to_owned()),
+        _ => Err(refused()),
+    }
 }
 
 fn parse_resolver(text: &str) -> Result<SocketAddr, String> {
@@ -108,6 +140,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn address__should_be_a_host_and_a_port() {
+        for good in ["127.0.0.1:7701", "node-1.example:1", "localhost:7701", "[2001:db8::1]:7701"] {
+            assert_eq!(parse_address(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "no port",
+            "no port:7701",
+            "host",
+            ":7701",
+            "host:0",
+            "host:70000",
+            "2001:db8::1:7701",
+            "[x]:1",
+            "http://host:1",
+        ] {
+            assert!(parse_address(bad).is_err_and(|error| error.contains("host:port")), "{bad}");
+        }
+        for (flag, value) in [("--coordinator", "host"), ("--data-plane-address", "host")] {
+            assert!(Settings::try_parse_from(["agent", flag, value]).is_err(), "{flag}");
+        }
+    }
+
+    #[test]
     fn settings__should_read_resolvers_with_and_without_port() {
         let settings = Settings::parse_from(["agent", "--dns-upstreams", "9.9.9.9,127.0.0.1:5353"]);
         assert_eq!(
@@ -119,5 +174,8 @@ mod tests {
         let pool = Settings::parse_from(["agent", "pool", "create", "--size", "8g", "--data-dir", "/data"]);
         assert!(matches!(pool.command, Some(Command::Pool(PoolCommand::Create { .. }))));
         assert_eq!(pool.data_dir, PathBuf::from("/data"));
+        let doctor = Settings::parse_from(["agent", "doctor", "--json", "--health-listen", "127.0.0.1:1"]);
+        assert!(matches!(doctor.command, Some(Command::Doctor { json: true })));
+        assert_eq!(doctor.health_listen.port(), 1);
     }
 }

@@ -23,6 +23,7 @@ mod error;
 mod events;
 mod exec;
 mod facts;
+mod hardening;
 mod images;
 mod labels;
 mod limits;
@@ -30,13 +31,16 @@ mod logs;
 mod networks;
 mod observe;
 mod stats;
+mod strangers;
 
 pub(crate) use self::{
     error::DockerError,
     facts::DockerFacts,
+    hardening::{Hardening, MountFound, PortFound},
     limits::{AppliedLimits, Bounds},
     logs::{LogEnd, LogLine, LogSource},
     stats::Usage,
+    strangers::{Stranger, StrangerKind},
 };
 
 /// A call that Docker answers from what it knows.
@@ -58,6 +62,8 @@ struct Known {
     listed: ContainerSummaryStateEnum,
     state: ContainerState,
     limits: AppliedLimits,
+    confined: bool,
+    published: Option<u16>,
 }
 
 /// What the engine can do with this kernel; known once the facts were asked for.
@@ -160,12 +166,16 @@ pub(crate) struct Container {
     pub(crate) spec_revision: u64,
     /// What it may use now.
     pub(crate) limits: AppliedLimits,
+    /// It is in no network but its own, and Docker does not start it by itself.
+    pub(crate) confined: bool,
     /// `sha256:...` of its image.
     pub(crate) image_id: String,
     /// What it does.
     pub(crate) state: ContainerState,
     /// Its address on its link, while it runs.
     pub(crate) address: Option<Ipv4Addr>,
+    /// The port of the node that is kept for it, also while it does not run.
+    pub(crate) published: Option<u16>,
 }
 
 /// What a container does.

@@ -23,7 +23,7 @@ use tokio::sync::Mutex;
 
 use self::{
     command::{CommandError, Tool, run},
-    read::{Table, Unreadable},
+    read::{Constant, Table, Unreadable},
     render::Binding,
     rule::{Command, FAMILY, TABLE},
 };
@@ -118,6 +118,10 @@ pub(crate) struct Egress {
     pool: Pool,
     /// Held while anything is changed: two changes never interleave.
     writer: Mutex<()>,
+    /// What had to be put back since somebody last asked.
+    repaired: std::sync::Mutex<BTreeSet<&'static str>>,
+    /// How this nft lists the constant part of our table, if not in the words in which we write it.
+    wording: std::sync::Mutex<Option<Constant>>,
 }
 
 impl Egress {
@@ -131,12 +135,16 @@ impl Egress {
         let egress = Self {
             pool: settings.pool,
             writer: Mutex::new(()),
+            repaired: std::sync::Mutex::default(),
+            wording: std::sync::Mutex::default(),
         };
         // Asked first, so that a node without the tools is refused before anything is changed.
         egress.table().await?;
         host::check_tools().await?;
         host::check_pool(egress.pool).await?;
         egress.repair().await?;
+        // At a start everything is missing that the last boot had.
+        egress.take_repairs();
         Ok(egress)
     }
 
@@ -191,8 +199,46 @@ impl Egress {
         host::ensure_strict_sources().await?;
         for (what, _) in missing.iter().filter(|(_, missing)| *missing) {
             tracing::info!(what, "put in place what egress control needs");
+            self.repaired().insert(what);
         }
         Ok(missing.iter().any(|(_, missing)| *missing))
+    }
+
+    /// What had to be put back since this was asked last.
+    pub(crate) fn take_repairs(&self) -> BTreeSet<&'static str> {
+        std::mem::take(&mut *self.repaired())
+    }
+
+    /// Rules of others that are asked before ours and may cut instances off, as iptables writes them.
+    pub(crate) async fn rules_in_the_way(&self) -> Result<Vec<String>, EgressError> {
+        host::rules_in_the_way().await
+    }
+
+    /// Bridges that any element of the ruleset names, armed completely or not.
+    pub(crate) async fn bridges(&self) -> Result<BTreeSet<String>, EgressError> {
+        Ok(self.table().await?.unwrap_or_default().bridges())
+    }
+
+    /// Takes everything out of the ruleset that names this bridge; for bridges of no link. Idempotent.
+    pub(crate) async fn forget_bridge(&self, bridge: &str) -> Result<(), EgressError> {
+        let _writing = self.writer.lock().await;
+        let elements = self.table().await?.unwrap_or_default().elements_of(bridge);
+        if elements.is_empty() {
+            return Ok(());
+        }
+        apply(&render::delete(&elements)).await
+    }
+
+    /// What of the system's tools cannot be used, for people.
+    pub(crate) async fn missing_programs() -> Vec<String> {
+        let mut missing = Vec::new();
+        for tool in [Tool::Nft, Tool::Ip, Tool::Iptables, Tool::Conntrack] {
+            let version = if tool == Tool::Ip { "-Version" } else { "--version" };
+            if let Err(error) = run(tool, &[version], None).await {
+                missing.push(Chain(&error).to_string());
+            }
+        }
+        missing
     }
 
     /// What the ruleset counted so far.
@@ -214,15 +260,27 @@ impl Egress {
         apply(&render::delete(&elements)).await
     }
 
+    fn repaired(&self) -> std::sync::MutexGuard<'_, BTreeSet<&'static str>> {
+        self.repaired.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     async fn ensure_table(&self) -> Result<bool, EgressError> {
         let pool = self.pool.network();
         let service = self.pool.service_address();
         let table = self.table().await?.unwrap_or_default();
-        if table.matches(&skeleton::schema(pool), &skeleton::skeleton(pool))? {
+        let (expected, found) = (Constant::of(&skeleton::skeleton(pool))?, table.constant());
+        if found == expected || self.wording().as_ref() == Some(&found) {
             return Ok(false);
         }
         apply(&render::replace(pool, service, &table.armed(service))).await?;
+        // Another version of nft may list it in other words: they are what stays the same.
+        let placed = self.table().await?.unwrap_or_default().constant();
+        *self.wording() = (placed != expected && placed.resembles(&expected)).then_some(placed);
         Ok(true)
+    }
+
+    fn wording(&self) -> std::sync::MutexGuard<'_, Option<Constant>> {
+        self.wording.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// The table in the kernel, if there is one.

@@ -1,5 +1,5 @@
-//! `/health`, `/ready` and `/metrics` of the node agent, on loopback. They answer from what is
-//! known already: neither Docker nor the coordinator can make them wait.
+//! `/health`, `/ready`, `/metrics` and `/doctor` of the node agent, on loopback. All but the last
+//! answer from what is known already: neither Docker nor the coordinator can make them wait.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,10 @@ use crabshack_shared::agent_api::v1::InstanceReport;
 use serde_json::json;
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::metrics::Metrics;
+use crate::{
+    doctor::{Checkup, Doctor, outside::Outside},
+    metrics::Metrics,
+};
 
 /// What the answers are made of. Each part fills in as the start goes on.
 #[derive(Clone)]
@@ -27,6 +30,9 @@ pub(crate) struct Status {
     pub(crate) adopted: watch::Receiver<bool>,
     pub(crate) reports: watch::Receiver<Arc<Vec<InstanceReport>>>,
     pub(crate) metrics: Arc<Metrics>,
+    /// None: the start is not that far yet.
+    pub(crate) doctor: watch::Receiver<Option<Arc<Doctor>>>,
+    pub(crate) outside: Outside,
 }
 
 /// Serves until the process ends.
@@ -35,6 +41,7 @@ pub(crate) async fn serve(listener: TcpListener, status: Status) {
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
+        .route("/doctor", get(doctor))
         .with_state(status);
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the health listener ended");
@@ -74,5 +81,16 @@ async fn metrics(State(status): State<Status>) -> Response {
         )
             .into_response(),
         Err(_) => StatusCode::GATEWAY_TIMEOUT.into_response(),
+    }
+}
+
+async fn doctor(State(status): State<Status>) -> Json<Checkup> {
+    let doctor = status.doctor.borrow().clone();
+    match doctor {
+        Some(doctor) => Json(Checkup::clone(&*doctor.check_up().await)),
+        None => {
+            let why = "it is starting: its log says what it waits for".to_owned();
+            Json(status.outside.check_up(why).await)
+        }
     }
 }

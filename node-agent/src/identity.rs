@@ -145,6 +145,12 @@ impl NodeIdentity {
         self.current().identity.wants_renewal(SystemTime::now())
     }
 
+    /// From when to when the certificate counts.
+    pub(crate) fn validity(&self) -> (SystemTime, SystemTime) {
+        let identity = self.current().identity;
+        (identity.not_before, identity.not_after)
+    }
+
     /// How long the certificate lives in all.
     pub(crate) fn lifetime(&self) -> std::time::Duration {
         let identity = self.current().identity;

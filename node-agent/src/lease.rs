@@ -4,7 +4,11 @@
 //! Time is the machine's own since its boot (`CLOCK_BOOTTIME`): it goes on while the machine sleeps,
 //! and nobody can set it.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    fs,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use crabshack_shared::agent_api::v1::{Desired, InstanceOrder, OnDisconnect};
 use prometheus_client::metrics::counter::Counter;
@@ -20,6 +24,12 @@ pub(crate) const REASON: &str = "stopped by its lease: the coordinator has not a
 /// The longest sleep of the watch: a machine that was suspended notices by then.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 
+/// Which boot this is: the same as long as the process lives.
+static BOOT: LazyLock<String> = LazyLock::new(|| {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+});
+
 /// A point in time that outlives the process, though not the boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Moment {
@@ -33,16 +43,26 @@ impl Moment {
     /// Now.
     pub(crate) fn now() -> Self {
         let since_boot = clock_gettime(ClockId::Boottime);
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let seconds = u64::try_from(since_boot.tv_sec).unwrap_or_default();
         let nanoseconds = u64::try_from(since_boot.tv_nsec).unwrap_or_default();
-        Self { boot: boot.trim().to_owned(), milliseconds: seconds * 1000 + nanoseconds / 1_000_000 }
+        Self {
+            boot: BOOT.clone(),
+            milliseconds: seconds * 1000 + nanoseconds / 1_000_000,
+        }
+    }
+
+    /// Since the boot.
+    pub(crate) fn seconds(&self) -> i64 {
+        i64::try_from(self.milliseconds / 1000).unwrap_or(i64::MAX)
     }
 
     /// A moment of a boot, for tests.
     #[cfg(test)]
     pub(crate) fn at(boot: &str, seconds: u64) -> Self {
-        Self { boot: boot.to_owned(), milliseconds: seconds * 1000 }
+        Self {
+            boot: boot.to_owned(),
+            milliseconds: seconds * 1000,
+        }
     }
 
     /// How long ago `earlier` was; none: nobody can say, since the machine was off in between.
@@ -68,7 +88,9 @@ pub(crate) fn silence(last_answer: Option<&Moment>, now: &Moment) -> Silence {
 
 /// How much longer an instance may run; none: as long as it likes.
 fn remaining(order: &InstanceOrder, silence: Silence) -> Option<Duration> {
-    let OnDisconnect::StopAfter { seconds } = order.on_disconnect else { return None };
+    let OnDisconnect::StopAfter { seconds } = order.on_disconnect else {
+        return None;
+    };
     let allowed = Duration::from_secs(u64::from(seconds));
     Some(silence.map_or(Duration::ZERO, |silence| allowed.saturating_sub(silence)))
 }
@@ -81,7 +103,11 @@ pub(crate) fn is_over(order: &InstanceOrder, silence: Silence) -> bool {
 /// What is to be done about an order now: one whose lease is over is an order to stop. Its generation
 /// stays, so that it counts again as soon as the coordinator answers.
 pub(crate) fn effective(order: &InstanceOrder, silence: Silence) -> Desired {
-    if is_over(order, silence) { Desired::Stopped } else { order.desired }
+    if is_over(order, silence) {
+        Desired::Stopped
+    } else {
+        order.desired
+    }
 }
 
 /// The shortest lease among these orders; none: no instance has one.
@@ -98,7 +124,7 @@ pub(crate) async fn watch(ledger: Arc<Ledger>, wake: Arc<Notify>, expiries: Coun
     let mut over = ledger.leases_over();
     loop {
         let next = ledger
-            .orders()
+            .leased()
             .iter()
             .filter(|order| order.desired == Desired::Running)
             .filter_map(|order| remaining(order, ledger.silence()))
@@ -131,7 +157,10 @@ mod tests {
     use crate::fixtures;
 
     fn leased(desired: Desired, seconds: u32) -> InstanceOrder {
-        InstanceOrder { on_disconnect: OnDisconnect::StopAfter { seconds }, ..fixtures::order(desired, 1) }
+        InstanceOrder {
+            on_disconnect: OnDisconnect::StopAfter { seconds },
+            ..fixtures::order(desired, 1)
+        }
     }
 
     #[test]
@@ -142,6 +171,7 @@ mod tests {
         assert_eq!(effective(&order, Some(60 * second)), Desired::Stopped);
         assert_eq!(remaining(&order, Some(20 * second)), Some(40 * second));
         let kept = fixtures::order(Desired::Running, 1);
+        // A coordinator that is away for a week costs such a one nothing.
         for silence in [None, Some(Duration::ZERO), Some(7 * 86_400 * second)] {
             assert_eq!(effective(&kept, silence), Desired::Running);
         }
@@ -153,8 +183,14 @@ mod tests {
     fn lease__should_be_over_after_a_reboot_until_the_coordinator_answers() {
         let order = leased(Desired::Running, 3600);
         let before = Moment::at("first boot", 100);
-        assert_eq!(effective(&order, silence(Some(&before), &Moment::at("first boot", 200))), Desired::Running);
-        assert_eq!(effective(&order, silence(Some(&before), &Moment::at("second boot", 200))), Desired::Stopped);
+        assert_eq!(
+            effective(&order, silence(Some(&before), &Moment::at("first boot", 200))),
+            Desired::Running
+        );
+        assert_eq!(
+            effective(&order, silence(Some(&before), &Moment::at("second boot", 200))),
+            Desired::Stopped
+        );
         assert_eq!(effective(&order, silence(None, &before)), Desired::Stopped);
     }
 
@@ -171,7 +207,11 @@ mod tests {
 
     #[test]
     fn shortest__should_be_that_of_the_instance_with_the_least_patience() {
-        let orders = [leased(Desired::Running, 60), leased(Desired::Stopped, 20), fixtures::order(Desired::Running, 1)];
+        let orders = [
+            leased(Desired::Running, 60),
+            leased(Desired::Stopped, 20),
+            fixtures::order(Desired::Running, 1),
+        ];
         assert_eq!(shortest(orders.iter()), Some(Duration::from_secs(20)));
         assert_eq!(shortest(orders[2..].iter()), None);
     }

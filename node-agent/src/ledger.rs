@@ -4,6 +4,10 @@
 //! Fencing lives here: an order with a lower generation than the one already held for an instance
 //! is not taken. An order that is missing from what arrives means nothing.
 
+mod contact;
+mod events;
+mod schema;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -11,19 +15,23 @@ use std::{
 };
 
 use crabshack_shared::{
-    agent_api::v1::{Desired, InstanceOrder, Orders},
+    agent_api::v1::{Desired, InstanceOrder, OnDisconnect, Orders},
     generation::Generation,
     ids::InstanceId,
     seal::{SealError, SealKey, Sealed},
 };
-use redb::{Database, ReadableTable as _, TableDefinition, WriteTransaction};
+use redb::{Database, ReadableTable as _, WriteTransaction};
 
-use crate::link::{Link, Pool, PoolError};
-
-const SCHEMA: u64 = 1;
-const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
-const ORDERS: TableDefinition<&str, &str> = TableDefinition::new("orders");
-const LINKS: TableDefinition<&str, u32> = TableDefinition::new("links");
+pub(crate) use self::contact::Call;
+use self::{
+    contact::Contact,
+    events::Journal,
+    schema::{ANSWERED, KEPT, LINKS, META, ORDERS, RECORDS, SCHEMA},
+};
+use crate::{
+    lease::{self, Moment},
+    link::{Link, Pool, PoolError},
+};
 
 /// Why the ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +60,49 @@ pub(crate) enum LedgerError {
 /// What the node holds of one instance.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
+    /// What is to be reached now: as ordered, or stopped because the lease is over.
     pub(crate) order: InstanceOrder,
     pub(crate) link: Link,
+    /// The lease is over; the order is to run.
+    pub(crate) lapsed: bool,
+}
+
+/// An entry as ordered, and as it is once its lease is over. Both are made once, so that who compares
+/// pointers sees when something changes.
+#[derive(Debug, Clone)]
+struct Held {
+    entry: Arc<Entry>,
+    lapsed: Option<Arc<Entry>>,
+}
+
+impl Held {
+    fn new(order: InstanceOrder, link: Link) -> Self {
+        let leased = matches!(order.on_disconnect, OnDisconnect::StopAfter { .. });
+        let lapsed = leased.then(|| {
+            let order = InstanceOrder {
+                desired: lease::effective(&order, None),
+                ..order.clone()
+            };
+            Arc::new(Entry {
+                order,
+                link: link.clone(),
+                lapsed: true,
+            })
+        });
+        let entry = Arc::new(Entry {
+            order,
+            link,
+            lapsed: false,
+        });
+        Self { entry, lapsed }
+    }
+
+    fn at(&self, silence: lease::Silence) -> &Arc<Entry> {
+        match &self.lapsed {
+            Some(lapsed) if lease::is_over(&self.entry.order, silence) => lapsed,
+            _ => &self.entry,
+        }
+    }
 }
 
 /// The node's memory. The file is the truth; the map is its copy, since nobody else writes it.
@@ -62,12 +111,16 @@ pub(crate) struct Ledger {
     key: SealKey,
     pool: Pool,
     state: Mutex<State>,
+    contact: Contact,
+    journal: Journal,
 }
 
 #[derive(Debug, Clone, Default)]
 struct State {
-    entries: BTreeMap<InstanceId, Arc<Entry>>,
+    entries: BTreeMap<InstanceId, Held>,
     links: BTreeMap<InstanceId, u32>,
+    /// Deleted instances whose disk was to be kept.
+    kept: BTreeSet<InstanceId>,
     highest: Generation,
 }
 
@@ -78,25 +131,40 @@ impl Ledger {
             path: path.to_owned(),
             source,
         })?;
-        let ledger = Self {
+        let mut ledger = Self {
             database,
             key,
             pool,
             state: Mutex::default(),
+            contact: Contact::default(),
+            journal: Journal::default(),
         };
-        let state = ledger.load()?;
+        let (state, answered) = ledger.load()?;
+        ledger.journal = ledger.load_journal(&state.entries.keys().copied().collect())?;
+        ledger.contact = Contact::of(answered);
         *ledger.lock() = state;
         Ok(ledger)
     }
 
-    /// Everything the node should run.
+    /// Everything the node should do now: as ordered, but stopped where a lease is over.
     pub(crate) fn entries(&self) -> Vec<Arc<Entry>> {
-        self.lock().entries.values().cloned().collect()
+        let silence = self.silence();
+        self.lock()
+            .entries
+            .values()
+            .map(|held| Arc::clone(held.at(silence)))
+            .collect()
     }
 
-    /// One instance.
+    /// The same of one instance.
     pub(crate) fn entry(&self, id: InstanceId) -> Option<Arc<Entry>> {
-        self.lock().entries.get(&id).cloned()
+        let silence = self.silence();
+        self.lock().entries.get(&id).map(|held| Arc::clone(held.at(silence)))
+    }
+
+    /// Whether the disk of an instance that is in no order was kept on purpose.
+    pub(crate) fn is_kept(&self, id: InstanceId) -> bool {
+        self.lock().kept.contains(&id)
     }
 
     /// The highest generation seen.
@@ -112,7 +180,7 @@ impl Ledger {
         let mut refused = Vec::new();
         let mut changed: Vec<&InstanceOrder> = Vec::new();
         for order in &orders.instances {
-            match next.entries.get(&order.id) {
+            match next.entries.get(&order.id).map(|held| &held.entry) {
                 Some(entry) if order.generation < entry.order.generation => refused.push(order.id),
                 Some(entry) if entry.order == *order => {}
                 _ => changed.push(order),
@@ -122,12 +190,16 @@ impl Ledger {
         let forgotten: Vec<InstanceId> = next
             .entries
             .values()
+            .map(|held| &held.entry)
             .filter(|entry| matches!(entry.order.desired, Desired::Deleted { .. }))
             .map(|entry| entry.order.id)
             .filter(|id| gone.contains(id) && !listed.contains(id))
             .collect();
         for id in &forgotten {
-            next.entries.remove(id);
+            let held = next.entries.remove(id);
+            if held.is_some_and(|held| held.entry.order.desired == (Desired::Deleted { purge: false })) {
+                next.kept.insert(*id);
+            }
             next.links.remove(id);
         }
         for order in &changed {
@@ -137,24 +209,25 @@ impl Ledger {
             };
             let link = self.pool.link(order.id, index)?;
             next.links.insert(order.id, index);
-            next.entries.insert(
-                order.id,
-                Arc::new(Entry {
-                    order: (*order).clone(),
-                    link,
-                }),
-            );
+            next.entries.insert(order.id, Held::new((*order).clone(), link));
+            next.kept.remove(&order.id);
             next.highest = next.highest.max(order.generation);
         }
         self.write(|transaction| {
             let mut table = transaction.open_table(ORDERS)?;
             let mut links = transaction.open_table(LINKS)?;
+            let mut kept = transaction.open_table(KEPT)?;
             for id in &forgotten {
-                table.remove(id.to_string().as_str())?;
-                links.remove(id.to_string().as_str())?;
+                let key = id.to_string();
+                table.remove(key.as_str())?;
+                links.remove(key.as_str())?;
+                if next.kept.contains(id) {
+                    kept.insert(key.as_str(), ())?;
+                }
             }
             for order in &changed {
                 let key = order.id.to_string();
+                kept.remove(key.as_str())?;
                 let sealed = self.key.seal(&context(order.id), order)?;
                 table.insert(
                     key.as_str(),
@@ -170,6 +243,8 @@ impl Ledger {
             Ok(())
         })?;
         *self.lock() = next;
+        self.journal.forget(&forgotten);
+        self.contact.look_again();
         Ok(refused)
     }
 
@@ -203,17 +278,15 @@ impl Ledger {
         Ok(())
     }
 
-    fn load(&self) -> Result<State, LedgerError> {
+    fn load(&self) -> Result<(State, Option<Moment>), LedgerError> {
         let mut state = State::default();
+        let mut answered = None;
         self.write(|transaction| {
-            let mut meta = transaction.open_table(META)?;
+            schema::migrate(transaction)?;
+            let meta = transaction.open_table(META)?;
             let number = |meta: &redb::Table<'_, &str, u64>, name| -> Result<Option<u64>, LedgerError> {
                 Ok(meta.get(name).map_err(redb::Error::from)?.map(|value| value.value()))
             };
-            match number(&meta, "schema")? {
-                Some(found) if found > SCHEMA => return Err(LedgerError::Newer { found }),
-                _ => drop(meta.insert("schema", SCHEMA)?),
-            }
             state.highest = Generation {
                 epoch: u32::try_from(number(&meta, "highest_epoch")?.unwrap_or_default()).unwrap_or(u32::MAX),
                 counter: number(&meta, "highest_counter")?.unwrap_or_default(),
@@ -231,11 +304,19 @@ impl Ledger {
                 let order: InstanceOrder = self.key.open(&context(id), &sealed)?;
                 let index = state.links.get(&id).copied().unwrap_or_default();
                 let link = self.pool.link(id, index)?;
-                state.entries.insert(id, Arc::new(Entry { order, link }));
+                state.entries.insert(id, Held::new(order, link));
             }
+            for row in transaction.open_table(KEPT)?.iter()? {
+                state.kept.extend(row?.0.value().parse::<InstanceId>());
+            }
+            // One that cannot be read counts as none: then leases are over until the coordinator answers.
+            let records = transaction.open_table(RECORDS)?;
+            answered = records
+                .get(ANSWERED)?
+                .and_then(|text| serde_json::from_str(text.value()).ok());
             Ok(())
         })?;
-        Ok(state)
+        Ok((state, answered))
     }
 
     fn write(&self, work: impl FnOnce(&WriteTransaction) -> Result<(), LedgerError>) -> Result<(), LedgerError> {

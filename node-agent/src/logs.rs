@@ -18,6 +18,8 @@ pub(crate) const MOST_LINES: u32 = 10_000;
 /// Lines and bytes of the log in a report.
 const LAST_LINES: u32 = 20;
 const LAST_BYTES: usize = 4096;
+/// Characters of a command's output in a reason.
+const LAST_WORDS: usize = 300;
 
 /// Saves the end of the container's log, if there is a container and a folder. Idempotent. Never
 /// fails: an unreadable log or a full disk must not keep an instance from its next container.
@@ -74,6 +76,14 @@ pub(crate) async fn ending(docker: &Docker, instance: InstanceId) -> String {
             String::new()
         }
     }
+}
+
+/// The end of what a tenant's program said, fit for a report: one line, bounded, nothing that moves a
+/// terminal's cursor.
+pub(crate) fn last_words(output: &str) -> String {
+    let line = plain(output).split_whitespace().collect::<Vec<_>>().join(" ");
+    let skipped = line.chars().count().saturating_sub(LAST_WORDS);
+    line.chars().skip(skipped).collect()
 }
 
 fn plain(text: &str) -> String {

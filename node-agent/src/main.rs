@@ -6,6 +6,7 @@ mod config;
 mod data_plane;
 mod dns;
 mod docker;
+mod doctor;
 mod egress;
 mod facts;
 mod files;
@@ -13,6 +14,7 @@ mod files;
 mod fixtures;
 mod health;
 mod identity;
+mod lease;
 mod ledger;
 mod link;
 mod logs;
@@ -28,7 +30,7 @@ mod volume;
 
 use std::process::ExitCode;
 
-use crabshack_shared::{config as shared_config, telemetry, tls};
+use crabshack_shared::{config as shared_config, listen::Inherited, telemetry, tls};
 
 fn main() -> ExitCode {
     let settings = match shared_config::parse::<config::Settings>() {
@@ -37,6 +39,14 @@ fn main() -> ExitCode {
     };
     telemetry::start(settings.log_format, settings.debug);
     tls::install_provider();
+    // Before there are threads, since it changes the environment.
+    let inherited = match Inherited::take() {
+        Ok(inherited) => inherited,
+        Err(error) => {
+            tracing::error!(%error, "what the service manager passed is no listener: check the socket units");
+            return ExitCode::FAILURE;
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -48,10 +58,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if let Some(config::Command::Pool(command)) = &settings.command {
-        return runtime.block_on(pool::run(&settings.data_dir, command));
+    match &settings.command {
+        Some(config::Command::Pool(command)) => return runtime.block_on(pool::run(&settings.data_dir, command)),
+        Some(config::Command::Doctor { json }) => return runtime.block_on(doctor::command::run(&settings, *json)),
+        None => {}
     }
-    match runtime.block_on(agent::run(settings)) {
+    match runtime.block_on(agent::run(settings, &inherited)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = %telemetry::Chain(&error), "the node agent cannot run");

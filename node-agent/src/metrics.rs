@@ -1,5 +1,5 @@
-//! Figures for Prometheus. The kernel and the reconciler hold the numbers; each scrape reads them
-//! anew, so that there is no second copy that could be wrong.
+//! Figures for Prometheus. Whoever knows a number holds it; each scrape reads them anew, so that there
+//! is no second copy that could be wrong.
 
 use std::{
     collections::BTreeMap,
@@ -7,17 +7,19 @@ use std::{
 };
 
 use crabshack_shared::{
-    agent_api::v1::{InstanceReport, Phase},
+    agent_api::v1::{Finding, InstanceReport, Phase},
     telemetry::Chain,
 };
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+use tokio::sync::watch;
 
 use crate::{
     egress::{Egress, EgressCounters},
+    ledger::Ledger,
     link::BRIDGE_PREFIX,
 };
 
@@ -36,10 +38,36 @@ struct ByReason {
     reason: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BySubject {
+    subject: String,
+    repaired: String,
+}
+
+/// Upper bounds of the reconciler's passes, in seconds.
+const PASSES: [f64; 9] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
+
 /// Renders the figures of the node.
-#[derive(Default)]
 pub(crate) struct Metrics {
     egress: OnceLock<Arc<Egress>>,
+    ledger: OnceLock<Arc<Ledger>>,
+    findings: OnceLock<watch::Receiver<Vec<Finding>>>,
+    /// How long the reconciler's passes take.
+    pub(crate) passes: Histogram,
+    /// Leases that ended.
+    pub(crate) lease_expiries: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            egress: OnceLock::new(),
+            ledger: OnceLock::new(),
+            findings: OnceLock::new(),
+            passes: Histogram::new(PASSES),
+            lease_expiries: Counter::default(),
+        }
+    }
 }
 
 impl Metrics {
@@ -49,10 +77,21 @@ impl Metrics {
         drop(self.egress.set(egress));
     }
 
+    /// From now on the events that wait are shown too.
+    pub(crate) fn watch_ledger(&self, ledger: Arc<Ledger>) {
+        drop(self.ledger.set(ledger));
+    }
+
+    /// From now on what the doctor found is shown too.
+    pub(crate) fn watch_findings(&self, findings: watch::Receiver<Vec<Finding>>) {
+        drop(self.findings.set(findings));
+    }
+
     /// The figures in OpenMetrics text.
     pub(crate) async fn render(&self, reports: &[InstanceReport]) -> String {
         let mut registry = Registry::with_prefix("crabshack");
         instances(&mut registry, reports);
+        self.node(&mut registry);
         if let Some(egress) = self.egress.get() {
             match egress.counters().await {
                 Ok(counters) => traffic(registry.sub_registry_with_prefix("egress"), &counters, reports),
@@ -65,6 +104,27 @@ impl Metrics {
             // Writing to a String does not fail.
             Err(_) => String::new(),
         }
+    }
+
+    fn node(&self, registry: &mut Registry) {
+        if let Some(ledger) = self.ledger.get() {
+            let waiting: Gauge = Gauge::default();
+            waiting.set(i64::try_from(ledger.events_waiting()).unwrap_or(i64::MAX));
+            registry.register("node_events_waiting", "Events that the coordinator does not have yet", waiting);
+        }
+        if let Some(findings) = self.findings.get() {
+            let family = Family::<BySubject, Gauge>::default();
+            for finding in findings.borrow().iter() {
+                let repaired = finding.repaired.to_string();
+                let subject = finding.subject.clone();
+                family.get_or_create(&BySubject { subject, repaired }).inc();
+            }
+            registry.register("node_findings", "What the doctor last found, by subject", family);
+        }
+        let passes = "How long the reconciler took to look at the node and to plan, in seconds";
+        registry.register("node_reconcile_seconds", passes, self.passes.clone());
+        let expiries = "Leases that ended because the coordinator did not answer";
+        registry.register("node_lease_expiries", expiries, self.lease_expiries.clone());
     }
 }
 

@@ -21,6 +21,7 @@ use std::{
 
 use crabshack_shared::{agent_api::v1::InstanceReport, halt::Halt, ids::InstanceId, shutdown::Shutdown, telemetry::Chain};
 use futures_util::StreamExt as _;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::{
     sync::{Notify, Semaphore, watch},
     task::JoinSet,
@@ -28,6 +29,7 @@ use tokio::{
 };
 
 use crate::{
+    doctor::Repairs,
     ledger::{Entry, Ledger},
     node::Node,
     recipe,
@@ -59,6 +61,12 @@ pub(crate) struct Reconciler {
     reports: watch::Sender<Arc<Vec<InstanceReport>>>,
     /// True once everything on the node has been seen after the start.
     adopted: watch::Sender<bool>,
+    /// True while Docker or the ruleset cannot be looked at.
+    blind: watch::Sender<bool>,
+    /// How long a pass takes, in seconds.
+    passes: Histogram,
+    /// Hears of everything that somebody changed and a plan puts right.
+    repairs: Arc<Repairs>,
     permits: Semaphore,
     /// Where the last turn of looking in full ended.
     cursor: AtomicUsize,
@@ -66,7 +74,15 @@ pub(crate) struct Reconciler {
 
 impl Reconciler {
     /// `wake` starts a pass; whoever changes something that a pass reads notifies it.
-    pub(crate) fn new(node: Node, ledger: Arc<Ledger>, probes: Probes, halt: Halt, wake: Arc<Notify>) -> Self {
+    pub(crate) fn new(
+        node: Node,
+        ledger: Arc<Ledger>,
+        probes: Probes,
+        halt: Halt,
+        wake: Arc<Notify>,
+        passes: Histogram,
+        repairs: Arc<Repairs>,
+    ) -> Self {
         Self {
             node,
             ledger,
@@ -77,6 +93,9 @@ impl Reconciler {
             armed: observe::ArmedCache::default(),
             reports: watch::channel(Arc::default()).0,
             adopted: watch::channel(false).0,
+            blind: watch::channel(false).0,
+            passes,
+            repairs,
             permits: Semaphore::new(WORKERS),
             cursor: AtomicUsize::new(0),
         }
@@ -92,6 +111,11 @@ impl Reconciler {
         self.adopted.subscribe()
     }
 
+    /// True while the node cannot be observed: then nothing is changed, and what was reported last stands.
+    pub(crate) fn blind(&self) -> watch::Receiver<bool> {
+        self.blind.subscribe()
+    }
+
     /// Runs until the shutdown.
     pub(crate) fn spawn(self: Arc<Self>, shutdown: &Shutdown) {
         shutdown.spawn(Arc::clone(&self).listen());
@@ -103,19 +127,21 @@ impl Reconciler {
         let mut period = tokio::time::interval_at(Instant::now() + PERIOD, PERIOD);
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut verify = true;
-        let mut blind = false;
         loop {
+            let began = Instant::now();
             let look_again = match self.pass(verify, &mut workers).await {
                 Ok(look_again) => {
-                    blind = false;
+                    self.passes.observe(began.elapsed().as_secs_f64());
+                    if self.blind.send_if_modified(|blind| std::mem::replace(blind, false)) {
+                        tracing::info!("the node can be observed again");
+                    }
                     verify = false;
                     look_again
                 }
                 Err(error) => {
-                    if !blind {
+                    if self.blind.send_if_modified(|blind| !std::mem::replace(blind, true)) {
                         tracing::error!(error = %Chain(&error), "the node cannot be observed; instances run on, nothing is changed until it can");
                     }
-                    blind = true;
                     Some(WHEN_BLIND)
                 }
             };
@@ -161,13 +187,15 @@ impl Reconciler {
         let snapshot = observe::observe(&self.node, &entries, &self.armed, &earlier, &in_full).await?;
         let mut look_again: Option<Duration> = None;
         for entry in entries.iter().filter(|entry| !busy.contains(&entry.order.id)) {
+            self.tell_repairs(entry, &earlier, &snapshot);
             if let Some(wait) = self.decide(entry, &snapshot, workers) {
                 look_again = Some(look_again.map_or(wait, |known| known.min(wait)));
             }
         }
         self.progress.note_unknown(snapshot.unknown);
-        self.progress
-            .retain(&entries.iter().map(|entry| entry.order.id).collect::<BTreeSet<InstanceId>>());
+        let ordered: BTreeSet<InstanceId> = entries.iter().map(|entry| entry.order.id).collect();
+        self.progress.retain(&ordered);
+        self.repairs.retain(&ordered);
         self.publish();
         self.adopted.send_if_modified(|adopted| !std::mem::replace(adopted, true));
         Ok(look_again)
@@ -177,6 +205,14 @@ impl Reconciler {
     fn take_turn(&self, entries: &[Arc<Entry>]) -> BTreeSet<InstanceId> {
         let from = self.cursor.fetch_add(IN_FULL, Ordering::Relaxed);
         turn(from, entries.len()).map(|at| entries[at].order.id).collect()
+    }
+
+    fn tell_repairs(&self, entry: &Arc<Entry>, earlier: &observe::Earlier, snapshot: &Snapshot) {
+        let id = entry.order.id;
+        let same = earlier.get(&id).filter(|(known, _)| Arc::ptr_eq(known, entry));
+        if let Some(now) = snapshot.instances.get(&id) {
+            self.repairs.compare(entry, same.map(|(_, seen)| &seen.observed), &now.observed);
+        }
     }
 
     fn decide(self: &Arc<Self>, entry: &Arc<Entry>, snapshot: &Snapshot, workers: &mut JoinSet<()>) -> Option<Duration> {
@@ -206,12 +242,17 @@ impl Reconciler {
     /// Applies a plan, step by step, unless a newer order overtakes it.
     async fn work(self: Arc<Self>, entry: Arc<Entry>, actions: Vec<Action>) {
         let id = entry.order.id;
+        let mut outcome = Outcome {
+            reconciler: &self,
+            instance: id,
+            failure: Some(("a worker ended in the middle: this is a fault of the node agent".to_owned(), false)),
+        };
         let mut failure = None;
         for action in actions {
             let overtaken = self
                 .ledger
                 .entry(id)
-                .is_none_or(|now| now.order.generation != entry.order.generation);
+                .is_none_or(|now| now.order.generation != entry.order.generation || now.lapsed != entry.lapsed);
             if overtaken {
                 break;
             }
@@ -219,9 +260,9 @@ impl Reconciler {
             if action == Action::PullImage {
                 self.publish();
             }
-            // A hanging stop must not keep others from being made.
+            // What a tenant can draw out must not keep others from being made.
             let permit = match action {
-                Action::StopContainer | Action::PullImage => None,
+                Action::StopContainer | Action::PullImage | Action::Reconfigure | Action::RemoveVolume => None,
                 _ => self.permits.acquire().await.ok(),
             };
             tracing::info!(action = action.name(), instance = %id, "action");
@@ -236,8 +277,7 @@ impl Reconciler {
                 break;
             }
         }
-        self.progress.finish(id, failure);
-        self.wake.notify_one();
+        outcome.failure = failure;
     }
 
     /// Sends out what is known now, if it differs from what was sent last.
@@ -246,10 +286,26 @@ impl Reconciler {
         self.reports.send_if_modified(|sent| {
             let differs = **sent != reports;
             if differs {
+                // Every state in between becomes an event, also those that nobody fetches in time.
+                self.ledger.note_phases(&reports);
                 *sent = Arc::new(reports);
             }
             differs
         });
+    }
+}
+
+/// Ends a worker's turn however it ends: an instance whose worker panicked would stay busy for ever.
+struct Outcome<'a> {
+    reconciler: &'a Reconciler,
+    instance: InstanceId,
+    failure: Option<(String, bool)>,
+}
+
+impl Drop for Outcome<'_> {
+    fn drop(&mut self) {
+        self.reconciler.progress.finish(self.instance, self.failure.take());
+        self.reconciler.wake.notify_one();
     }
 }
 

@@ -5,32 +5,36 @@
 pub(crate) mod client;
 pub(crate) mod enrol;
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use axum_server::tls_rustls::RustlsConfig;
 use crabshack_shared::{
-    agent_api::v1::{InstanceReport, NodeFacts, Phase, Report},
+    agent_api::v1::{Finding, InstanceReport, NodeFacts, Phase, Report},
     ids::InstanceId,
     shutdown::Shutdown,
     telemetry::Chain,
 };
 use tokio::sync::{Notify, watch};
 
-use crate::{identity::NodeIdentity, ledger::Ledger};
+use crate::{
+    identity::NodeIdentity,
+    lease::{self, Moment},
+    ledger::{Call, Ledger},
+};
 use client::{Client, UplinkError};
 
 /// A report goes out at least that often, so that the coordinator knows the node alive.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Leases shorter than that are renewed no oftener.
+const SHORTEST_HEARTBEAT: Duration = Duration::from_secs(1);
+/// Events in one report.
+const EVENTS: usize = 500;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the uplink works with.
 pub(crate) struct Uplink {
-    pub(crate) client: Client,
+    pub(crate) client: Arc<Client>,
     pub(crate) identity: Arc<NodeIdentity>,
     pub(crate) ledger: Arc<Ledger>,
     /// Starts a pass of the reconciler.
@@ -38,6 +42,7 @@ pub(crate) struct Uplink {
     pub(crate) reports: watch::Receiver<Arc<Vec<InstanceReport>>>,
     pub(crate) adopted: watch::Receiver<bool>,
     pub(crate) facts: watch::Receiver<NodeFacts>,
+    pub(crate) findings: watch::Receiver<Vec<Finding>>,
     pub(crate) data_plane: RustlsConfig,
     pub(crate) connected: watch::Sender<bool>,
 }
@@ -55,30 +60,40 @@ impl Uplink {
         // Asked once without a revision: a coordinator that was restored may hold an older one.
         let mut revision = None;
         loop {
-            match self.client.orders(revision).await {
-                Ok(Some(orders)) => {
+            // Stopped by its lease: what is asked without a revision is answered at once.
+            let asked = revision.filter(|_| !self.ledger.has_lapsed());
+            let sent = Moment::now();
+            match self.client.orders(asked).await {
+                Ok(orders) => {
                     self.note_connected(true);
                     pause = FIRST_PAUSE;
-                    match self.ledger.receive(&orders, &self.gone()) {
-                        Ok(refused) => {
-                            revision = Some(orders.revision);
-                            for id in refused {
-                                tracing::warn!(instance = %id, "an order older than the one held was refused");
+                    if let Some(orders) = orders {
+                        match self.ledger.receive(&orders, &self.gone()) {
+                            Ok(refused) => {
+                                for id in refused {
+                                    tracing::warn!(instance = %id, "an order older than the one held was refused");
+                                }
+                                revision = Some(orders.revision);
+                                self.wake.notify_one();
                             }
-                            self.wake.notify_one();
-                            continue;
-                        }
-                        Err(error) => {
-                            tracing::error!(error = %Chain(&error), "orders cannot be kept; the node goes on with those it has")
+                            Err(error) => {
+                                tracing::error!(error = %Chain(&error), "orders cannot be kept; the node goes on with those it has");
+                                revision = None;
+                                tokio::time::sleep(LONGEST_PAUSE).await;
+                                continue;
+                            }
                         }
                     }
+                    // After the orders are known, never before: they may say that somebody else has it now.
+                    self.note_answer(&sent, Call::Orders);
+                    if !self.ledger.has_lapsed() {
+                        continue;
+                    }
                 }
-                Ok(None) => {
-                    self.note_connected(true);
-                    pause = FIRST_PAUSE;
-                    continue;
+                Err(error) => {
+                    revision = None;
+                    self.note_failure(&error);
                 }
-                Err(error) => self.note_failure(&error),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -88,25 +103,40 @@ impl Uplink {
     async fn send_reports(self: Arc<Self>) {
         let mut reports = self.reports.clone();
         let mut adopted = self.adopted.clone();
+        let mut events = self.ledger.written_events();
+        let mut findings = self.findings.clone();
         // Before everything was seen once, a report would make instances look lost.
         if adopted.wait_for(|adopted| *adopted).await.is_err() {
             return;
         }
         let mut pause = FIRST_PAUSE;
         loop {
+            events.mark_unchanged();
+            let waiting = self.ledger.events(EVENTS);
+            let last = waiting.last().map(|event| event.sequence);
             let report = Report {
                 highest_generation: self.ledger.highest_generation(),
                 facts: self.facts.borrow().clone(),
                 instances: reports.borrow_and_update().as_ref().clone(),
-                events: Vec::new(),
-                findings: Vec::new(),
+                events: waiting,
+                findings: findings.borrow_and_update().clone(),
             };
+            let sent = Moment::now();
             match self.client.report(&report).await {
-                Ok(()) => {
+                Ok(answer) => {
                     pause = FIRST_PAUSE;
+                    self.note_answer(&sent, Call::Report);
+                    self.ledger.acknowledge_events(answer.events_kept);
+                    // An older coordinator keeps none: they wait for the next one.
+                    let all = last.is_none_or(|last| answer.events_kept < last) || self.ledger.events(1).is_empty();
+                    if !all {
+                        continue;
+                    }
                     tokio::select! {
                         changed = reports.changed() => if changed.is_err() { return },
-                        () = tokio::time::sleep(HEARTBEAT) => {}
+                        Ok(()) = events.changed() => {}
+                        Ok(()) = findings.changed() => {}
+                        () = tokio::time::sleep(self.heartbeat()) => {}
                     }
                 }
                 Err(error) => {
@@ -115,6 +145,18 @@ impl Uplink {
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
+        }
+    }
+
+    /// Often enough that one lost report ends no lease.
+    fn heartbeat(&self) -> Duration {
+        let shortest = lease::shortest(self.ledger.leased().iter());
+        shortest.map_or(HEARTBEAT, |lease| (lease / 3).clamp(SHORTEST_HEARTBEAT, HEARTBEAT))
+    }
+
+    fn note_answer(&self, sent: &Moment, call: Call) {
+        if let Err(error) = self.ledger.note_answer(sent, call) {
+            tracing::error!(error = %Chain(&error), "the time of the coordinator's answer cannot be written down: a restart of the node agent may end leases early");
         }
     }
 
@@ -167,7 +209,7 @@ impl Uplink {
             .connected
             .send_if_modified(|connected| std::mem::replace(connected, false));
         if began || error.is_refusal() {
-            tracing::warn!(error = %Chain(error), at = ?SystemTime::now(), "the coordinator cannot be reached or refuses; the node goes on alone");
+            tracing::warn!(error = %Chain(error), "the coordinator cannot be reached or refuses; the node goes on alone");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The public REST types, one file per resource.
 
+pub mod events;
 pub mod instances;
 pub mod nodes;
 pub mod progress;

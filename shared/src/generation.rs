@@ -27,6 +27,11 @@ impl Generation {
         }
     }
 
+    /// The same order as a number: what counts wishes of one kind rises with it, also across epochs.
+    pub fn rank(self) -> u64 {
+        (u64::from(self.epoch) << 32) | (self.counter & 0xffff_ffff)
+    }
+
     /// The first one of the next epoch.
     #[must_use]
     pub fn next_epoch(self) -> Self {
@@ -52,5 +57,6 @@ mod tests {
         let old = Generation { epoch: 1, counter: 900 };
         assert!(old.next() > old);
         assert!(old.next_epoch() > old.next());
+        assert!(old.next_epoch().rank() > old.next().rank() && old.next().rank() > old.rank());
     }
 }

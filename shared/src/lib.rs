@@ -1,7 +1,8 @@
 //! Words and wire types that the coordinator and the node agent share.
 //!
 //! Nothing here does I/O, except [`tls`] and [`seal`] (key files), [`telemetry`] (the log),
-//! [`shutdown`] (signals) and [`relay`] (streams that others opened).
+//! [`shutdown`] (signals), [`listen`] (sockets that systemd opened) and [`relay`] (streams that
+//! others opened).
 
 pub mod agent_api;
 pub mod api;
@@ -11,6 +12,7 @@ pub mod halt;
 pub mod ids;
 pub mod image;
 pub mod instance;
+pub mod listen;
 pub mod problem;
 pub mod relay;
 pub mod resources;

@@ -26,6 +26,14 @@ pub enum SealError {
         #[source]
         source: io::Error,
     },
+    /// The records are here, their key is not.
+    #[error("the sealing key {path} is gone, but {records} was sealed with it: put the key back from a backup")]
+    Lost {
+        /// Where it should be.
+        path: PathBuf,
+        /// What it opens.
+        records: PathBuf,
+    },
     /// The key file does not hold a key.
     #[error("the sealing key {path} is damaged: it must hold exactly 32 bytes")]
     Damaged {
@@ -53,8 +61,9 @@ pub struct Sealed(String);
 pub struct SealKey(LessSafeKey);
 
 impl SealKey {
-    /// Reads the key file, or makes one (mode 0600) when there is none.
-    pub fn load_or_create(path: &Path) -> Result<Self, SealError> {
+    /// Reads the key file, or makes one (mode 0600) when there is neither a key nor `records`, the file
+    /// that holds what it seals: a new key beside old records would only hide the loss.
+    pub fn load_or_create(path: &Path, records: &Path) -> Result<Self, SealError> {
         let at = |source| SealError::KeyFile {
             path: path.to_owned(),
             source,
@@ -62,6 +71,12 @@ impl SealKey {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if records.exists() {
+                    return Err(SealError::Lost {
+                        path: path.to_owned(),
+                        records: records.to_owned(),
+                    });
+                }
                 let mut bytes = vec![0; 32];
                 SystemRandom::new().fill(&mut bytes).map_err(|_| SealError::Seal)?;
                 write_private(path, &bytes).map_err(at)?;

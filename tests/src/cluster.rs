@@ -258,6 +258,10 @@ impl<'machine> Cluster<'machine> {
         for who in Who::ALL {
             self.kill9(who).await?;
         }
+        // A case that failed may have left it dead.
+        if !self.machine.dockerd.is_up().await? {
+            self.machine.dockerd.start_again().await?;
+        }
         engine::wipe(self.machine.dockerd.engine()).await?;
         clear_network();
         // Logs stay readable until the next cluster overwrites them.
@@ -290,7 +294,7 @@ impl<'machine> Cluster<'machine> {
 }
 
 /// Undoes what the node agent sets up on a machine. Every part may be missing.
-fn clear_network() {
+pub(crate) fn clear_network() {
     for line in [
         "nft delete table inet crabshack",
         "ip rule delete pref 99",

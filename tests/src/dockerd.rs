@@ -1,13 +1,20 @@
 //! A dockerd of our own, in our namespaces, with its data in the run's folder.
 
-use std::{cell::RefCell, fs, path::PathBuf, time::Duration};
+use std::{
+    cell::RefCell,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow};
 use bollard::{API_DEFAULT_VERSION, Docker};
-use tokio::process::Command;
+use rustix::process::{Pid, Signal, getpid, kill_process};
+use tokio::{process::Command, sync::Mutex};
 
 use crate::{
-    must::{self, eventually},
+    command,
+    must::{self, PATIENCE, become_true, eventually},
     process::Process,
     scratch::Scratch,
 };
@@ -21,7 +28,7 @@ const CALL_SECONDS: u64 = 120;
 pub struct Dockerd {
     folder: PathBuf,
     cgroup: String,
-    process: Process,
+    process: Mutex<Process>,
     engine: Docker,
 }
 
@@ -35,7 +42,7 @@ impl Dockerd {
         Ok(Self {
             folder,
             cgroup,
-            process,
+            process: Mutex::new(process),
             engine,
         })
     }
@@ -51,25 +58,73 @@ impl Dockerd {
     }
 
     /// SIGKILL; containers live on (`live-restore`).
-    pub async fn kill9(&mut self) -> anyhow::Result<()> {
-        self.process.kill9().await
+    pub async fn kill9(&self) -> anyhow::Result<()> {
+        self.process.lock().await.kill9().await
     }
 
     /// Starts it again; tries twice, since the first start after a kill may meet a stale containerd.
-    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+    pub async fn start_again(&self) -> anyhow::Result<()> {
+        let mut process = self.process.lock().await;
         for last in [false, true] {
-            self.process = spawn(&self.folder, &self.cgroup)?;
-            match connect(&self.folder, &mut self.process).await {
-                Ok(engine) => {
-                    self.engine = engine;
-                    return Ok(());
-                }
+            *process = spawn(&self.folder, &self.cgroup)?;
+            match connect(&self.folder, &mut process).await {
+                // The client from the first start dials anew for each call.
+                Ok(_) => return Ok(()),
                 Err(error) if last => return Err(error),
-                Err(_) => self.process.kill9().await?,
+                Err(_) => process.kill9().await?,
             }
         }
         Ok(())
     }
+
+    /// Whether it was started and has not ended.
+    pub async fn is_up(&self) -> anyhow::Result<bool> {
+        Ok(self.process.lock().await.ended()?.is_none())
+    }
+
+    /// Kills it with its helpers and every container, and empties its run folder, as a power cut does.
+    pub async fn lose_power(&self) -> anyhow::Result<()> {
+        self.kill9().await?;
+        become_true("all its processes are gone", PATIENCE, async || {
+            let left = processes_of(&self.folder, &self.cgroup);
+            for process in &left {
+                // It may have ended by itself.
+                let _: rustix::io::Result<()> = kill_process(*process, Signal::KILL);
+            }
+            Ok(left.is_empty())
+        })
+        .await?;
+        let run = self.folder.join("exec");
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1));
+        for point in points.filter(|point| Path::new(point).starts_with(&self.folder)) {
+            // Another one may have taken it along.
+            drop(command::run(&format!("umount --lazy {point}")));
+        }
+        fs::remove_dir_all(run)?;
+        for file in ["docker.pid", "docker.sock"] {
+            // Which of them a killed one leaves is not ours to know.
+            drop(fs::remove_file(self.folder.join(file)));
+        }
+        Ok(())
+    }
+}
+
+/// Processes of its containers, and those of its own, which all name its folder.
+fn processes_of(folder: &Path, cgroup: &str) -> Vec<Pid> {
+    let folder = folder.to_string_lossy();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    numbers
+        .filter(|number| {
+            let read = |name: &str| fs::read(format!("/proc/{number}/{name}")).unwrap_or_default();
+            let (line, groups) = (read("cmdline"), read("cgroup"));
+            let in_group = String::from_utf8_lossy(&groups).contains(&format!("{cgroup}/"));
+            in_group || String::from_utf8_lossy(&line).contains(&*folder)
+        })
+        .filter_map(Pid::from_raw)
+        .filter(|process| *process != getpid())
+        .collect()
 }
 
 fn socket(folder: &std::path::Path) -> PathBuf {

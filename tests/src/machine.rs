@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::Value;
+
 use crate::{
+    cluster, command,
     dockerd::Dockerd,
     image,
     internet::Internet,
@@ -53,6 +56,27 @@ impl Machine {
         };
         image::import_stub(&machine.dockerd).await?;
         Ok(machine)
+    }
+
+    /// What a power cut takes: every container and its engine, and what the kernel was told of rules,
+    /// addresses and bridges. The disks stay. The product's processes are the caller's to kill.
+    pub async fn lose_power(&self) -> anyhow::Result<()> {
+        self.dockerd.lose_power().await?;
+        cluster::clear_network();
+        for line in ["iptables -t nat -F", "iptables -t nat -X", "iptables -F", "iptables -X"] {
+            command::run(line)?;
+        }
+        command::run("iptables -P FORWARD ACCEPT")?;
+        let links: Value = serde_json::from_str(&command::run("ip -j link show type bridge")?)?;
+        for name in links
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|link| link["ifname"].as_str())
+        {
+            command::run(&format!("ip link delete {name}"))?;
+        }
+        Ok(())
     }
 
     /// The folder of this run.

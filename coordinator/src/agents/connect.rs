@@ -11,7 +11,10 @@ use std::{
 
 use axum::body::Body;
 use crabshack_shared::{
-    agent_api::{TUNNEL_PROTOCOL, v1::Logs},
+    agent_api::{
+        TUNNEL_PROTOCOL,
+        v1::{Logs, Stats},
+    },
     ids::{InstanceId, NodeId},
     tls,
 };
@@ -26,6 +29,7 @@ use hyper_util::{
     rt::TokioIo,
 };
 use rustls::{ClientConfig, pki_types::ServerName};
+use serde::de::DeserializeOwned;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -39,8 +43,8 @@ use crate::{app::NodeDial, ca::Ca};
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
 /// For the node's answer; the node itself gives an instance 5 s to accept.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
-/// The most log text that is taken from a node, in bytes.
-const LOGS_LIMIT: usize = 16 * 1024 * 1024;
+/// The most that is taken from a node in one answer, in bytes: all but the logs are far smaller.
+const ANSWER_SIZE_LIMIT: usize = 16 * 1024 * 1024;
 
 /// Why a node or an instance on it was not reached.
 #[derive(Debug, thiserror::Error)]
@@ -136,17 +140,41 @@ impl Connector {
 
     /// The last lines of an instance's log.
     pub(crate) async fn logs(&self, node: &NodeDial, instance: InstanceId, tail: u32) -> Result<String, ConnectError> {
-        let request = Request::get(format!("/v1/instances/{instance}/logs?tail={tail}"));
+        let answer = self.read(node, instance, &format!("logs?tail={tail}")).await?;
+        let Logs { logs } = self.whole(node, answer).await?;
+        Ok(logs)
+    }
+
+    /// The last lines of an instance's log, then each further one, as text. It ends with the
+    /// instance; who drops it hangs up.
+    pub(crate) async fn follow_logs(&self, node: &NodeDial, instance: InstanceId, tail: u32) -> Result<Body, ConnectError> {
+        let text = self.read(node, instance, &format!("logs?tail={tail}&follow=true")).await?;
+        Ok(Body::new(text))
+    }
+
+    /// What an instance uses; all zero while it does not run.
+    pub(crate) async fn stats(&self, node: &NodeDial, instance: InstanceId) -> Result<Stats, ConnectError> {
+        let answer = self.read(node, instance, "stats").await?;
+        self.whole(node, answer).await
+    }
+
+    /// The answer to a question about an instance.
+    async fn read(&self, node: &NodeDial, instance: InstanceId, what: &str) -> Result<Incoming, ConnectError> {
+        let request = Request::get(format!("/v1/instances/{instance}/{what}"));
         let response = self.ask(node, request).await?;
-        if response.status() != StatusCode::OK {
-            return Err(refused(node, instance, response.status()));
+        match response.status() {
+            StatusCode::OK => Ok(response.into_body()),
+            status => Err(refused(node, instance, status)),
         }
-        let body = timeout(ANSWER_LIMIT, Limited::new(response.into_body(), LOGS_LIMIT).collect())
+    }
+
+    /// An answer that is one JSON value.
+    async fn whole<T: DeserializeOwned>(&self, node: &NodeDial, answer: Incoming) -> Result<T, ConnectError> {
+        let body = timeout(ANSWER_LIMIT, Limited::new(answer, ANSWER_SIZE_LIMIT).collect())
             .await
             .map_err(|_| broken_off(node, io::Error::from(io::ErrorKind::TimedOut)))?
             .map_err(|error| broken_off(node, error))?;
-        let Logs { logs } = serde_json::from_slice(&body.to_bytes()).map_err(|error| broken_off(node, error))?;
-        Ok(logs)
+        serde_json::from_slice(&body.to_bytes()).map_err(|error| broken_off(node, error))
     }
 
     /// One request on a connection of its own.

@@ -11,10 +11,11 @@ use axum::{
 use crabshack_shared::{
     agent_api::{
         LONG_POLL_SECONDS,
-        v1::{InstanceOrder, InstanceSpec, OnDisconnect, Orders},
+        v1::{Desired, InstanceOrder, InstanceSpec, Orders},
     },
     ids::NodeId,
     problem::Problem,
+    telemetry::Chain,
 };
 use serde::Deserialize;
 
@@ -64,24 +65,48 @@ pub(crate) fn orders_of(app: &App, node: &NodeId, revision: u64) -> Result<Optio
     if reading.node(node)?.is_some_and(|record| record.revoked) {
         return Ok(None);
     }
+    // Of a deleted one whose disk is kept, only those that it left behind hear: they must not go on.
+    let left_behind = reading
+        .retired_instances()?
+        .into_iter()
+        .filter(|record| record.left.contains(node));
     let instances = reading
         .instances()?
         .into_iter()
-        .filter(|record| record.assignment.as_ref() == Some(node))
-        .map(|record| order(app, record))
-        .collect::<Result<_, _>>()?;
+        .filter(|record| record.was_on(node))
+        .chain(left_behind)
+        .filter_map(|record| readable(order(app, node, record)))
+        .collect();
     Ok(Some(Orders { revision, instances }))
 }
 
-fn order(app: &App, record: InstanceRecord) -> Result<InstanceOrder, StoreError> {
+/// One record that cannot be read must not keep a node from its other orders: what is missing from them
+/// means nothing to it.
+fn readable(order: Result<InstanceOrder, StoreError>) -> Option<InstanceOrder> {
+    order
+        .inspect_err(|error| tracing::error!(error = %Chain(error), "an instance's record cannot be read; it stays as it is"))
+        .ok()
+}
+
+/// What a node should do about an instance that it has or had.
+fn desired(record: &InstanceRecord, node: &NodeId) -> Desired {
+    match record.desired {
+        _ if record.assignment.as_ref() == Some(node) => record.desired,
+        // A copy of the disk that was left behind goes with it.
+        Desired::Deleted { purge: true } => record.desired,
+        _ => Desired::Elsewhere,
+    }
+}
+
+fn order(app: &App, node: &NodeId, record: InstanceRecord) -> Result<InstanceOrder, StoreError> {
     let secrets = app.store.secrets(&record)?;
     Ok(InstanceOrder {
         id: record.id,
         generation: record.generation,
-        desired: record.desired,
+        desired: desired(&record, node),
         restarts: record.restarts,
-        spec_revision: 0,
-        on_disconnect: OnDisconnect::Keep,
+        spec_revision: record.spec_revision,
+        on_disconnect: record.on_disconnect,
         spec: InstanceSpec {
             service_type: record.spec.service_type,
             image: record.spec.image,

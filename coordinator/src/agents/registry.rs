@@ -8,7 +8,10 @@ use std::{
 };
 
 use chrono::{DateTime, SubsecRound as _, Utc};
-use crabshack_shared::ids::{InstanceId, NodeId};
+use crabshack_shared::{
+    agent_api::v1::Finding,
+    ids::{InstanceId, NodeId},
+};
 use rand::RngExt as _;
 use tokio::sync::watch;
 
@@ -31,6 +34,7 @@ struct Entry {
     heard: Option<(Instant, DateTime<Utc>)>,
     unknown: BTreeSet<InstanceId>,
     foreign: BTreeSet<InstanceId>,
+    findings: Vec<Finding>,
 }
 
 impl Registry {
@@ -68,8 +72,30 @@ impl Registry {
     /// True for a node that speaks to us, and shortly after our start for all: they need a moment
     /// to come back.
     pub(crate) fn is_alive(&self, node: &NodeId) -> bool {
+        self.silence(node) < ALIVE
+    }
+
+    /// How long ago a node last spoke to us; at most as long as we have been listening.
+    pub(crate) fn silence(&self, node: &NodeId) -> Duration {
         let heard = self.lock().get(node).and_then(|entry| entry.heard);
-        heard.map_or(self.started, |(at, _)| at).elapsed() < ALIVE
+        heard.map_or(self.started, |(at, _)| at).elapsed()
+    }
+
+    /// Makes a node's last word so old, for tests.
+    #[cfg(test)]
+    pub(crate) fn silent_for(&self, node: &NodeId, silence: Duration) {
+        let at = Instant::now().checked_sub(silence).unwrap();
+        self.entry(&mut self.lock(), node).heard = Some((at, Utc::now()));
+    }
+
+    /// Notes what `doctor` found on a node.
+    pub(crate) fn found(&self, node: &NodeId, findings: Vec<Finding>) {
+        self.entry(&mut self.lock(), node).findings = findings;
+    }
+
+    /// What `doctor` last found on a node.
+    pub(crate) fn findings(&self, node: &NodeId) -> Vec<Finding> {
+        self.lock().get(node).map(|entry| entry.findings.clone()).unwrap_or_default()
     }
 
     /// Notes what a node runs that we do not know, and what it runs that belongs to another node.
@@ -110,6 +136,7 @@ impl Registry {
             heard: None,
             unknown: BTreeSet::new(),
             foreign: BTreeSet::new(),
+            findings: Vec::new(),
         })
     }
 }

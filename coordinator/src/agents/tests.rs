@@ -1,3 +1,5 @@
+mod moves;
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
@@ -236,11 +238,11 @@ async fn unknown_node__should_be_taken_in_and_nothing_ordered_of_it() {
         ask(&old, Method::POST, "/v1/report", Some(&certificate), body.clone())
             .await
             .0,
-        StatusCode::NO_CONTENT
+        StatusCode::OK
     );
     assert_eq!(
         ask(&old, Method::POST, "/v1/report", Some(&certificate), body).await.0,
-        StatusCode::NO_CONTENT
+        StatusCode::OK
     );
 
     let (_, nodes) = old.json(Method::GET, "/nodes", "").await;
@@ -288,4 +290,30 @@ async fn report__should_take_over_what_an_older_dump_had_not_placed() {
     assert_eq!(record.assignment, None);
     test.report(&node, vec![instance_report(&record, Phase::Ready)]).await;
     assert_eq!(test.record("one").assignment, Some(node));
+}
+
+#[tokio::test]
+async fn unknown_instances__should_keep_their_ssh_ports() {
+    let test = TestApp::new();
+    let node = test.node().await;
+    // Given out before the node told who has it.
+    test.ask(Method::POST, "/instances", create_body("early").to_string()).await;
+    test.reconcile().await;
+    let early = test.record("early");
+    let mut orphan = instance_report(&early, Phase::Ready);
+    (orphan.id, orphan.ssh_port) = (InstanceId::random(), Some(early.ssh_port));
+    let revision = *test.app.registry.follow(&node).borrow();
+    test.report(&node, vec![orphan.clone()]).await;
+    let moved = test.record("early");
+    assert_ne!(moved.ssh_port, early.ssh_port);
+    assert!(moved.generation > early.generation && moved.wish_generation == early.wish_generation);
+    assert_ne!(*test.app.registry.follow(&node).borrow(), revision, "the node hears of it");
+    let history = test.app.store.reading().unwrap().events(early.id).unwrap();
+    assert!(history.last().unwrap().reason.as_ref().unwrap().contains("another SSH port"));
+
+    // The same again changes nothing; who comes later gets another one at once.
+    test.report(&node, vec![orphan]).await;
+    assert_eq!(test.record("early").generation, moved.generation);
+    test.ask(Method::POST, "/instances", create_body("late").to_string()).await;
+    assert!(![early.ssh_port, moved.ssh_port].contains(&test.record("late").ssh_port));
 }

@@ -3,22 +3,29 @@
 
 mod change;
 mod create;
+pub(crate) mod deleted;
+pub(crate) mod logs;
+pub(crate) mod patch;
 mod request;
 mod stream;
+pub(crate) mod usage;
 pub(crate) mod view;
 
 use std::sync::Arc;
 
-use axum::{Json, body::Body, extract::State, response::Response};
+use axum::{
+    Json,
+    body::Body,
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
 use crabshack_shared::{
     api::{
-        instances::{InstanceDetails, InstanceList, InstanceLogs, RestartInstance, SshAccess},
+        instances::{InstanceDetails, InstanceList, RestartInstance, SshAccess},
         progress::{Progress, Stage},
     },
     ids::UserId,
-    instance::InstanceName,
-    problem::Problem,
-    telemetry::Chain,
+    problem::{Code, Problem},
 };
 use serde::{Deserialize, de::IgnoredAny};
 
@@ -30,7 +37,7 @@ use super::{
     extract::{self, Named, Parameters, no_such_instance},
     internal,
 };
-use crate::{app::App, status};
+use crate::app::App;
 
 /// `POST /instances`.
 pub(crate) async fn create(State(app): State<Arc<App>>, body: Body) -> Result<Response, Problem> {
@@ -40,8 +47,22 @@ pub(crate) async fn create(State(app): State<Arc<App>>, body: Body) -> Result<Re
     Ok(follow(&app, &record, Goal::Ready, Some(created)))
 }
 
-/// `GET /instances`: all, newest first, nothing secret.
-pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<InstanceList>, Problem> {
+/// Parameters of `GET /instances`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct List {
+    #[serde(default)]
+    deleted: bool,
+}
+
+/// `GET /instances`: all, newest first, nothing secret. With `?deleted=true` the deleted ones whose
+/// disk is still there.
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    Parameters(List { deleted }): Parameters<List>,
+) -> Result<Response, Problem> {
+    if deleted {
+        return Ok(Json(deleted::list(&app).map_err(internal)?).into_response());
+    }
     let reading = app.store.reading().map_err(internal)?;
     let mut records = reading.instances().map_err(internal)?;
     records.retain(|record| record.is_living());
@@ -55,7 +76,7 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<InstanceLis
         })
         .collect::<Result<_, _>>()
         .map_err(|error: crate::store::StoreError| internal(error))?;
-    Ok(Json(InstanceList { instances }))
+    Ok(Json(InstanceList { instances }).into_response())
 }
 
 /// `GET /instances/{name}`.
@@ -73,13 +94,19 @@ pub(crate) struct Delete {
     purge: bool,
 }
 
-/// `DELETE /instances/{name}`. Without `?purge=true` the disk is kept.
+/// `DELETE /instances/{name}`. Without `?purge=true` the disk is kept for a while; with it a deleted
+/// instance may be named by its id.
 pub(crate) async fn delete(
     State(app): State<Arc<App>>,
     Named(name): Named,
     Parameters(Delete { purge }): Parameters<Delete>,
 ) -> Result<Response, Problem> {
-    let record = change(&app, &name, Wish::Delete { purge }).await?;
+    let record = match change(&app, &name, Wish::Delete { purge }).await {
+        Err(problem) if purge && problem.code() == Code::NotFound => {
+            return deleted::purge(&app, name.as_str()).await?.ok_or(problem);
+        }
+        changed => changed?,
+    };
     Ok(follow(&app, &record, Goal::Deleted { purge }, None))
 }
 
@@ -122,47 +149,6 @@ pub(crate) async fn ssh(State(app): State<Arc<App>>, Named(name): Named) -> Resu
     view::ssh(&app.settings, &found)
         .map(Json)
         .ok_or_else(|| Problem::not_found(format!("instance `{name}` is on no node yet: SSH is not available")))
-}
-
-/// Parameters of `GET /instances/{name}/logs`.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Tail {
-    tail: Option<u32>,
-}
-
-/// `GET /instances/{name}/logs`: the last lines, from its node.
-pub(crate) async fn logs(
-    State(app): State<Arc<App>>,
-    Named(name): Named,
-    Parameters(Tail { tail }): Parameters<Tail>,
-) -> Result<Json<InstanceLogs>, Problem> {
-    let tail = tail.unwrap_or(100);
-    if !(1..=10_000).contains(&tail) {
-        return Err(Problem::invalid("tail must be from 1 to 10000"));
-    }
-    let found = view::find(&app, &name).map_err(internal)?;
-    let found = found.ok_or_else(|| no_such_instance(&name))?;
-    // A container that failed still has its last words.
-    let silent = status::of(&found.record, found.observation.as_ref(), true).phase == "stopped" || found.observation.is_none();
-    let Some(node) = found.node.as_ref().and_then(|node| node.dial()).filter(|_| !silent) else {
-        return Ok(Json(empty(name)));
-    };
-    match app.connector.logs(&node, found.record.id, tail).await {
-        Ok(logs) => Ok(Json(InstanceLogs { name, logs })),
-        Err(error) => {
-            tracing::warn!(instance.name = %name, node.id = %node.id, "logs cannot be fetched: {}", Chain(&error));
-            Err(Problem::unreachable(
-                "the logs cannot be fetched from the instance's node: try again",
-            ))
-        }
-    }
-}
-
-fn empty(name: InstanceName) -> InstanceLogs {
-    InstanceLogs {
-        name,
-        logs: String::new(),
-    }
 }
 
 #[cfg(test)]

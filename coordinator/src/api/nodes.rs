@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{RawPathParams, State},
-    http::StatusCode,
+    extract::{FromRequestParts, RawPathParams, State},
+    http::{StatusCode, request::Parts},
 };
 use chrono::{SubsecRound as _, TimeDelta, Utc};
 use crabshack_shared::{
-    api::nodes::{JoinTokenAnswer, Node, NodeStatus},
+    api::nodes::{JoinTokenAnswer, Node, NodeDetails, NodeInstance, NodeStatus},
     ids::NodeId,
     problem::{Code, Problem},
     resources::Bytes,
@@ -21,7 +21,7 @@ use serde::Deserialize;
 use super::{extract::Parameters, instances::view, internal};
 use crate::{
     app::App,
-    placement,
+    placement, status,
     store::{InstanceRecord, NodeRecord, StoreError},
 };
 
@@ -32,15 +32,77 @@ const JOIN_TOKEN_LIFE: TimeDelta = TimeDelta::hours(1);
 /// recorded on them.
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<Vec<Node>>, Problem> {
     let reading = app.store.reading().map_err(internal)?;
-    let records = reading.instances().map_err(internal)?;
+    let claims = reading.claims().map_err(internal)?;
     let nodes = reading.nodes().map_err(internal)?;
     Ok(Json(
         nodes
             .into_iter()
-            .map(|node| describe(&app, node, &records))
+            .map(|node| {
+                let instances = assigned(&node.id, &claims).count();
+                describe(&app, node, &claims, instances)
+            })
             .filter(|node| node.status != NodeStatus::Revoked || node.instances > 0)
             .collect(),
     ))
+}
+
+/// `GET /nodes/{id}`: the same of one, with its instances and what was found wrong there. A revoked one
+/// is shown, too.
+pub(crate) async fn show(State(app): State<Arc<App>>, NodeNamed(id): NodeNamed) -> Result<Json<NodeDetails>, Problem> {
+    let details = details(&app, &id).map_err(internal)?;
+    details.map(Json).ok_or_else(no_such_node)
+}
+
+fn details(app: &App, id: &NodeId) -> Result<Option<NodeDetails>, StoreError> {
+    let reading = app.store.reading()?;
+    let Some(node) = reading.node(id)? else {
+        return Ok(None);
+    };
+    let claims = reading.claims()?;
+    let alive = app.registry.is_alive(id);
+    let mut instances = assigned(id, &claims)
+        .map(|record| {
+            let observation = reading.observation(record.id)?;
+            Ok(NodeInstance {
+                id: record.id,
+                name: record.name.clone(),
+                phase: status::of(record, observation.as_ref(), alive).phase.to_owned(),
+                pending_change: status::pending_change(record, observation.as_ref()),
+            })
+        })
+        .collect::<Result<Vec<_>, StoreError>>()?;
+    instances.sort_by(|left, right| left.name.as_str().cmp(right.name.as_str()));
+    Ok(Some(NodeDetails {
+        findings: app.registry.findings(id),
+        node: describe(app, node, &claims, instances),
+    }))
+}
+
+/// The instances of a node, without those of which only the disk is left.
+fn assigned<'a>(node: &NodeId, claims: &'a [InstanceRecord]) -> impl Iterator<Item = &'a InstanceRecord> {
+    claims
+        .iter()
+        .filter(move |record| record.assignment.as_ref() == Some(node) && !record.disk_only)
+}
+
+/// The node in the path. Texts that cannot be ids are not found.
+#[derive(Debug)]
+pub(crate) struct NodeNamed(NodeId);
+
+impl FromRequestParts<Arc<App>> for NodeNamed {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let params = RawPathParams::from_request_parts(parts, app)
+            .await
+            .map_err(|error| Problem::invalid(error.body_text()))?;
+        let text = params.iter().find_map(|(key, value)| (key == "id").then_some(value));
+        text.and_then(|text| text.parse().ok()).map(Self).ok_or_else(no_such_node)
+    }
+}
+
+fn no_such_node() -> Problem {
+    Problem::not_found("there is no such node")
 }
 
 /// `POST /nodes/join-token`.
@@ -84,14 +146,9 @@ enum NotRevoked {
 /// `DELETE /nodes/{id}`: from now on its certificate is refused.
 pub(crate) async fn revoke(
     State(app): State<Arc<App>>,
-    params: RawPathParams,
+    NodeNamed(id): NodeNamed,
     Parameters(parameters): Parameters<Revoke>,
 ) -> Result<StatusCode, Problem> {
-    let id: NodeId = params
-        .iter()
-        .find_map(|(key, value)| (key == "id").then_some(value))
-        .and_then(|text| text.parse().ok())
-        .ok_or_else(|| Problem::not_found("there is no such node"))?;
     let node = id.clone();
     let revoked = app
         .store
@@ -124,7 +181,9 @@ pub(crate) async fn revoke(
     }
 }
 
-fn describe(app: &App, node: NodeRecord, records: &[InstanceRecord]) -> Node {
+/// `claims` are those of all instances, and of disks whose instance is gone.
+fn describe<Instances>(app: &App, node: NodeRecord, claims: &[InstanceRecord], instances: Instances) -> Node<Instances> {
+    let taken = placement::taken(&node.id, claims.iter());
     let ssh = &app.settings.node_ssh;
     let status = if node.revoked {
         NodeStatus::Revoked
@@ -144,15 +203,15 @@ fn describe(app: &App, node: NodeRecord, records: &[InstanceRecord]) -> Node {
         drain: false,
         sysbox_available: facts.is_some_and(|facts| facts.runtimes.iter().any(|runtime| runtime == "sysbox-runc")),
         memory: facts.map(|facts| facts.memory),
-        reserved_memory: Bytes::new(placement::reserved(&node.id, records)),
+        reserved_memory: Bytes::new(taken.memory),
         cpus: facts.map(|facts| facts.cpus),
         docker_version: facts.map(|facts| facts.docker_version.clone()),
         architecture: facts.map(|facts| facts.architecture.clone()),
         agent_version: facts.map(|facts| facts.agent_version.clone()),
-        instances: records
-            .iter()
-            .filter(|record| record.assignment.as_ref() == Some(&node.id))
-            .count(),
+        instances,
+        storage: facts.and_then(|facts| facts.storage.clone()),
+        reserved_storage: Bytes::new(taken.storage),
+        pressure: facts.map(|facts| facts.pressure).unwrap_or_default(),
         unknown_instances: app.registry.unknown(&node.id),
         last_seen: app.registry.last_seen(&node.id),
         enrolled_at: node.enrolled_at,

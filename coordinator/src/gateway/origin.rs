@@ -10,8 +10,19 @@ pub(super) fn may_use_cookie(method: &Method, is_upgrade: bool, headers: &Header
     if let Some(origin) = origins.next() {
         return origins.next().is_none() && origin.as_bytes() == as_browsers_write(own_origin).as_bytes();
     }
-    let is_safe = !is_upgrade && matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
-    is_safe || headers.get("sec-fetch-site").is_some_and(|site| site == "same-origin")
+    let fetch = |name: &str| headers.get(name).map(|value| value.as_bytes());
+    match fetch("sec-fetch-site") {
+        Some(b"same-origin") => true,
+        // A neighbour's page may lead a visitor here, but not pull scripts, pictures or frames from here.
+        Some(b"same-site" | b"cross-site") => {
+            *method == Method::GET
+                && !is_upgrade
+                && fetch("sec-fetch-mode") == Some(b"navigate")
+                && fetch("sec-fetch-dest") == Some(b"document")
+        }
+        // Typed in by the visitor, or a client that does not tell.
+        _ => !is_upgrade && matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS),
+    }
 }
 
 /// Browsers leave the default port out.
@@ -69,6 +80,19 @@ mod tests {
             assert!(check(method, false, &[("sec-fetch-site", "same-origin")]));
         }
         assert!(check(Method::GET, true, &[("origin", OWN)]));
+    }
+
+    #[test]
+    fn neighbour__should_only_lead_visitors_here() {
+        for site in ["same-site", "cross-site"] {
+            let with = |mode, destination| [("sec-fetch-site", site), ("sec-fetch-mode", mode), ("sec-fetch-dest", destination)];
+            assert!(check(Method::GET, false, &with("navigate", "document")));
+            for (mode, destination) in [("no-cors", "script"), ("no-cors", "image"), ("navigate", "iframe"), ("cors", "empty")] {
+                assert!(!check(Method::GET, false, &with(mode, destination)), "{site} {mode} {destination}");
+            }
+            assert!(!check(Method::GET, false, &[("sec-fetch-site", site)]));
+        }
+        assert!(check(Method::GET, false, &[("sec-fetch-site", "none")]));
     }
 
     #[test]

@@ -27,9 +27,12 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Error as ClientError, ResponseFuture};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::{Gateway, cookies, headers, refusal::Refusal, tunnels, tunnels::Destination, upgrade, upstream::Upstream};
+use super::{
+    Gateway, cookies, headers, refusal::Refusal, sessions::UntilEnd, tunnels, tunnels::Destination, upgrade, upstream::Upstream,
+};
 use crate::{
     agents::connect::ConnectError,
     app::{GatewayTarget, NodeDial},
@@ -64,6 +67,11 @@ impl Gateway {
     /// Forwards an admitted request to an instance that is ready.
     pub(super) async fn forward(&self, target: &GatewayTarget, visit: Visit, mut request: Request) -> Result<Response, Refusal> {
         let node = target.node.as_ref().ok_or(Refusal::Starting)?;
+        // Whoever came through the API showed a credential of the API, which the token does not end.
+        let session = match visit.door {
+            Door::Host { .. } => self.sessions.enter(target.id, &target.token),
+            Door::Api => CancellationToken::new(),
+        };
         let visitor = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
         let protocols = upgrade::wanted(&parts);
@@ -89,8 +97,10 @@ impl Gateway {
         }
         frame(&mut onward);
 
-        let mut answer = until_it_answers(self.tunnels.send(onward), &moved)
+        let mut answer = session
+            .run_until_cancelled(until_it_answers(self.tunnels.send(onward), &moved))
             .await
+            .ok_or(Refusal::Unauthorized { had_token: true })?
             .map_err(|failure| failure.refusal(target))?;
         let agreed = answer.headers().get(UPGRADE).cloned();
         if answer.headers().contains_key(TRANSFER_ENCODING) {
@@ -101,13 +111,13 @@ impl Gateway {
         protect(answer.headers_mut(), visit.door);
         if upgrade::agreed(&answer) {
             let protocol = agreed.filter(|_| is_upgrade).ok_or(Refusal::BrokenOff)?;
-            upgrade::join(visitor, &mut answer, &self.shutdown);
+            upgrade::join(visitor, &mut answer, session.clone(), &self.shutdown);
             upgrade::announce(answer.headers_mut(), protocol);
         }
         let (mut parts, body) = answer.into_parts();
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
-        Ok(Response::from_parts(parts, Body::new(body)))
+        Ok(Response::from_parts(parts, Body::new(UntilEnd::new(body, session))))
     }
 }
 

@@ -303,6 +303,42 @@ async fn upgrade__should_pass_a_refusal_on() {
 }
 
 #[tokio::test]
+async fn changed_token__should_close_what_the_old_one_opened() {
+    let running = Running::start().await;
+    let mut events = running.open("GET /events", "Accept: text/event-stream\r\n").await;
+    head(&mut events).await;
+    let mut upgraded = running
+        .open("GET /echo", "Connection: Upgrade\r\nUpgrade: anything/1\r\n")
+        .await;
+    head(&mut upgraded).await;
+    let mut waiting = running.open("GET /silent", "").await;
+    // Through the API's door nobody showed the token.
+    let mut other_door = send(running.api, "GET /events", "").await;
+    head(&mut other_door).await;
+    running.node.opened(4).await;
+
+    running.house.gateway.rotated(running.house.target.id, &Secret::random());
+    let within = std::time::Duration::from_secs(1);
+    let closed = async {
+        upgraded.read_to_end(&mut Vec::new()).await.unwrap();
+        // Cut, not ended: the last chunk is missing.
+        let rest = rest(&mut events).await;
+        assert!(!rest.ends_with(b"0\r\n\r\n"));
+        assert!(head(&mut waiting).await.starts_with("HTTP/1.1 401"));
+    };
+    tokio::time::timeout(within, closed).await.expect("within a second");
+    // The house still believes in the old token: it was read before the change.
+    let late = text(&mut running.open("GET /show", "Connection: close\r\n").await).await;
+    assert!(late.starts_with("HTTP/1.1 401"), "{late}");
+    agent::next_event(running.node.agent).await;
+    let mut line = String::new();
+    while !line.starts_with("data:") {
+        line.clear();
+        assert_ne!(other_door.read_line(&mut line).await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
 async fn bodies__should_be_streamed_in_full_both_ways() {
     let running = Running::start().await;
     let size = 30 * MEBIBYTE;

@@ -14,6 +14,7 @@ use http::{
 };
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 /// The protocols a request wants to change to, if any. HTTP/2 is not among them: behind such an
@@ -41,16 +42,22 @@ pub(super) fn announce(headers: &mut HeaderMap, protocols: HeaderValue) {
     headers.insert(UPGRADE, protocols);
 }
 
-/// Joins both ends once each has changed its protocol; a task of the shutdown, which ends with it.
-pub(super) fn join(visitor: OnUpgrade, answer: &mut http::Response<Incoming>, shutdown: &Shutdown) {
+/// Joins both ends once each has changed its protocol; a task of the shutdown, which ends with it and
+/// with the session.
+pub(super) fn join(visitor: OnUpgrade, answer: &mut http::Response<Incoming>, session: CancellationToken, shutdown: &Shutdown) {
     let agent = hyper::upgrade::on(answer);
-    shutdown.spawn(async move {
+    let joined = async move {
         let ended = match tokio::try_join!(visitor, agent) {
             Ok((visitor, agent)) => relay(TokioIo::new(visitor), TokioIo::new(agent), relay::LINGER).await,
             Err(error) => return debug!("gateway: an upgrade was not taken up: {}", Chain(&error)),
         };
         if let Err(error) = ended {
             debug!("gateway: an upgraded connection broke: {}", Chain(&error));
+        }
+    };
+    shutdown.spawn(async move {
+        if session.run_until_cancelled(joined).await.is_none() {
+            debug!("gateway: an upgraded connection was closed with the token that opened it");
         }
     });
 }

@@ -7,27 +7,45 @@ pub(crate) fn least_reserved(candidates: &[Candidate], need: Need, overcommit: f
     if candidates.is_empty() {
         return Err(NoRoom::NoNode);
     }
-    let strong = |candidate: &&(usize, &Candidate)| candidate.1.cpus >= need.cpus;
-    let indexed: Vec<(usize, &Candidate)> = candidates.iter().enumerate().collect();
-    if !indexed.iter().any(|candidate| strong(&candidate)) {
-        return Err(NoRoom::Processors(need.cpus));
+    let mut left: Vec<(usize, &Candidate)> = candidates.iter().enumerate().collect();
+    let steps: [(Fits, NoRoom); 4] = [
+        (&|candidate| !candidate.pressed, NoRoom::Pressed),
+        (&|candidate| candidate.cpus >= need.cpus, NoRoom::Processors(need.cpus)),
+        (
+            &|candidate| has_memory(candidate, need, overcommit),
+            NoRoom::Memory(need.memory),
+        ),
+        (&|candidate| has_storage(candidate, need), NoRoom::Storage(need.storage)),
+    ];
+    // The first thing that nobody has is what is missing.
+    for (fits, missing) in steps {
+        left.retain(|(_, candidate)| fits(candidate));
+        if left.is_empty() {
+            return Err(missing);
+        }
     }
-    indexed
-        .iter()
-        .filter(strong)
-        .filter(|(_, candidate)| has_room(candidate, need, overcommit))
+    left.iter()
         .min_by(|(_, left), (_, right)| {
             let share = |candidate: &Candidate| candidate.reserved as f64 / candidate.memory.max(1) as f64;
             share(left).total_cmp(&share(right)).then_with(|| left.node.cmp(&right.node))
         })
         .map(|(index, _)| *index)
-        .ok_or(NoRoom::Memory(need.memory))
+        .ok_or(NoRoom::NoNode)
 }
 
-fn has_room(candidate: &Candidate, need: Need, overcommit: f64) -> bool {
+type Fits<'a> = &'a dyn Fn(&Candidate) -> bool;
+
+fn has_memory(candidate: &Candidate, need: Need, overcommit: f64) -> bool {
     // Exact up to 8 PiB, which is more than a node has.
     let promised = candidate.reserved.saturating_add(need.memory) as f64;
-    promised <= candidate.memory as f64 * overcommit
+    need.memory == 0 || promised <= candidate.memory as f64 * overcommit
+}
+
+fn has_storage(candidate: &Candidate, need: Need) -> bool {
+    need.storage == 0
+        || candidate
+            .storage
+            .is_none_or(|total| candidate.promised.saturating_add(need.storage) <= total)
 }
 
 #[cfg(test)]
@@ -42,6 +60,9 @@ mod tests {
             memory: memory * GIB,
             reserved: reserved * GIB,
             cpus: 2000,
+            storage: None,
+            promised: 0,
+            pressed: false,
         }
     }
 
@@ -49,6 +70,7 @@ mod tests {
         Need {
             memory: memory * GIB,
             cpus: 1000,
+            storage: 10 * GIB,
         }
     }
 
@@ -71,6 +93,7 @@ mod tests {
         let many = Need {
             memory: GIB,
             cpus: 64_000,
+            storage: GIB,
         };
         let refused = least_reserved(&[candidate("node-000000000001", 8, 0)], many, 1.0).unwrap_err();
         assert_eq!(refused, NoRoom::Processors(64_000));
@@ -78,10 +101,40 @@ mod tests {
     }
 
     #[test]
+    fn least_reserved__should_keep_promises_of_storage_where_they_count() {
+        let mut nodes = [candidate("node-000000000001", 8, 4), candidate("node-000000000002", 8, 0)];
+        nodes[1].storage = Some(25 * GIB);
+        nodes[1].promised = 10 * GIB;
+        assert_eq!(least_reserved(&nodes, need(1), 1.0), Ok(1));
+        nodes[1].promised = 16 * GIB;
+        assert_eq!(least_reserved(&nodes, need(1), 1.0), Ok(0), "a plain folder promises nothing");
+        let refused = least_reserved(&nodes[1..], need(1), 1.0).unwrap_err();
+        assert!(refused.to_string().contains("10240 MiB of storage"), "{refused}");
+    }
+
+    #[test]
+    fn least_reserved__should_leave_a_node_with_full_disks_alone() {
+        let mut nodes = [candidate("node-000000000001", 8, 4), candidate("node-000000000002", 8, 0)];
+        nodes[1].pressed = true;
+        assert_eq!(least_reserved(&nodes, need(1), 1.0), Ok(0));
+        assert_eq!(least_reserved(&nodes[1..], need(1), 1.0), Err(NoRoom::Pressed));
+    }
+
+    #[test]
+    fn growth__should_ask_only_for_what_grows() {
+        let grown = Need::growth(need(2), Need { memory: GIB, ..need(4) });
+        assert_eq!(grown, Need::default());
+        // What was promised too much stays, and less is always possible.
+        let full = [candidate("node-000000000001", 2, 4)];
+        assert_eq!(least_reserved(&full, grown, 1.0), Ok(0));
+    }
+
+    #[test]
     fn least_reserved__should_not_overflow() {
         let huge = Need {
             memory: u64::MAX,
             cpus: 1000,
+            storage: u64::MAX,
         };
         assert!(least_reserved(&[candidate("node-000000000001", 8, 1)], huge, 1.0).is_err());
     }

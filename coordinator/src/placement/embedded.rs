@@ -14,7 +14,9 @@ pub(crate) struct Embedded {
 impl Placement for Embedded {
     fn choose(&self, candidates: &mut [Candidate], need: Need) -> Result<NodeId, NoRoom> {
         let index = choose::least_reserved(candidates, need, self.overcommit)?;
-        candidates[index].reserved = candidates[index].reserved.saturating_add(need.memory);
-        Ok(candidates[index].node.clone())
+        let chosen = &mut candidates[index];
+        chosen.reserved = chosen.reserved.saturating_add(need.memory);
+        chosen.promised = chosen.promised.saturating_add(need.storage);
+        Ok(chosen.node.clone())
     }
 }

@@ -2,11 +2,19 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use chrono::Utc;
 use crabshack_shared::telemetry::Chain;
 use tokio::time::MissedTickBehavior;
 
-use super::instances::{self, Action};
-use crate::{app::App, placement, store::StoreError};
+use super::{
+    instances::{self, Action},
+    moves,
+};
+use crate::{
+    app::App,
+    placement,
+    store::{InstanceRecord, StoreError},
+};
 
 /// How long something that no signal told of may stay undone.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -51,23 +59,39 @@ pub(crate) async fn pass(app: &Arc<App>) {
 
 fn look(app: &App) -> Result<Vec<Action>, StoreError> {
     let reading = app.store.reading()?;
-    let records = reading.instances()?;
-    if !records.iter().any(instances::needs_attention) {
-        return Ok(Vec::new());
+    let mut records = reading.instances()?;
+    let mut retired = reading.retired_instances()?;
+    let mut actions: Vec<Action> = instances::purges(&retired, app.settings.delete_grace, Utc::now()).collect();
+    let is_lost = |record: &InstanceRecord| moves::lost(record, &app.registry).is_some();
+    if !records
+        .iter()
+        .any(|record| instances::needs_attention(record) || is_lost(record))
+    {
+        return Ok(actions);
     }
     let nodes = reading.nodes()?;
     let mut observations = HashMap::new();
-    for record in records.iter().filter(|record| !record.is_living()) {
+    for record in records.iter().filter(|record| !record.is_living() || is_lost(record)) {
         if let Some(observation) = reading.observation(record.id)? {
             observations.insert(record.id, observation);
         }
     }
-    let candidates = placement::candidates(&nodes, &records, &app.registry);
-    Ok(instances::plan(
+    let instances = records.len();
+    records.append(&mut retired);
+    let mut candidates = placement::candidates(&nodes, &records, &app.registry);
+    records.truncate(instances);
+    actions.extend(instances::plan(
         &records,
         &observations,
         &nodes,
-        candidates,
+        candidates.clone(),
         app.placement.as_ref(),
-    ))
+    ));
+    // Those that wait for a node come first.
+    placement::seat_waiting(app.placement.as_ref(), &mut candidates, &records);
+    let lost = records
+        .iter()
+        .filter(|record| is_lost(record) && moves::knows_its_lease(record, observations.get(&record.id)));
+    actions.extend(moves::plan(lost.collect(), &mut candidates, app.placement.as_ref()));
+    Ok(actions)
 }

@@ -1,17 +1,21 @@
 //! What is to be done about instances, and doing it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use crabshack_shared::{
     agent_api::v1::{Desired, Phase},
+    api::events::{Origin, Wished},
     ids::{InstanceId, NodeId},
 };
 
+use super::moves;
 use crate::{
+    api::instances::deleted::purge_at,
     app::App,
     placement::{self, Candidate, Placement},
     status,
-    store::{InstanceRecord, NodeRecord, Observation, StoreError},
+    store::{InstanceRecord, NodeRecord, Observation, StoreError, Writing, wished},
 };
 
 /// One step. Each can be done twice.
@@ -19,8 +23,12 @@ use crate::{
 pub(crate) enum Action {
     /// Give an instance to a node.
     Place { instance: InstanceId, node: NodeId },
+    /// Give an instance to another node: its own is lost, and has stopped it itself.
+    Move { instance: InstanceId, from: NodeId, to: NodeId },
     /// Put away an instance of which only the disk is left.
     Retire { instance: InstanceId },
+    /// Have the disk of a deleted instance removed: its time has come.
+    Purge { instance: InstanceId },
     /// Let go of an instance of which nothing is left.
     Forget { instance: InstanceId },
 }
@@ -30,7 +38,9 @@ impl Action {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Place { .. } => "Place",
+            Self::Move { .. } => "Move",
             Self::Retire { .. } => "Retire",
+            Self::Purge { .. } => "Purge",
             Self::Forget { .. } => "Forget",
         }
     }
@@ -38,7 +48,11 @@ impl Action {
     /// Whom it is about.
     pub(crate) fn instance(&self) -> InstanceId {
         match self {
-            Self::Place { instance, .. } | Self::Retire { instance } | Self::Forget { instance } => *instance,
+            Self::Place { instance, .. }
+            | Self::Move { instance, .. }
+            | Self::Retire { instance }
+            | Self::Purge { instance }
+            | Self::Forget { instance } => *instance,
         }
     }
 }
@@ -73,6 +87,14 @@ pub(crate) fn plan(
     actions
 }
 
+/// The disks whose time has come.
+pub(crate) fn purges(retired: &[InstanceRecord], grace: Duration, now: DateTime<Utc>) -> impl Iterator<Item = Action> {
+    retired
+        .iter()
+        .filter(move |record| purge_at(record, grace) <= now)
+        .map(|record| Action::Purge { instance: record.id })
+}
+
 /// How to let go of a deleted instance, once nothing of it can be running.
 fn ending(record: &InstanceRecord, observation: Option<&Observation>, nodes: &[NodeRecord]) -> Option<Action> {
     let Desired::Deleted { purge } = record.desired else {
@@ -85,12 +107,24 @@ fn ending(record: &InstanceRecord, observation: Option<&Observation>, nodes: &[N
     let confirmed =
         observation.is_some_and(|observation| observation.report.phase == Phase::Deleted && status::answers(record, observation));
     // Who throws a node out says that nothing on it counts any more.
-    let thrown_out = nodes.iter().any(|known| known.id == *node && known.revoked);
-    match (confirmed || thrown_out, purge) {
+    let thrown_out = |node: &NodeId| nodes.iter().any(|known| known.id == *node && known.revoked);
+    match (confirmed || thrown_out(node), purge) {
         (false, _) => None,
+        // Nodes that had it before remove what it left there first.
+        (true, true) if !record.left.iter().all(thrown_out) => None,
         (true, true) => Some(Action::Forget { instance }),
         (true, false) => Some(Action::Retire { instance }),
     }
+}
+
+/// The instance, if letting go of it is still what is to be done: it may have been asked back.
+fn still(writing: &Writing, action: &Action) -> Result<Option<InstanceRecord>, StoreError> {
+    let Some(record) = writing.instance(action.instance())? else {
+        return Ok(None);
+    };
+    let observation = writing.observation(record.id)?;
+    let now = ending(&record, observation.as_ref(), &writing.nodes()?);
+    Ok(Some(record).filter(|_| now.as_ref() == Some(action)))
 }
 
 /// Does one step, in one transaction that looks again at what it changes.
@@ -117,26 +151,46 @@ pub(crate) async fn apply(app: &Arc<App>, action: &Action) -> Result<(), StoreEr
                 app.events.changed(instance);
             }
         }
+        Action::Move { .. } => moves::apply(app, action).await?,
         Action::Retire { instance } => {
             app.store
-                .write(move |writing| -> Result<(), StoreError> {
-                    match writing.instance(instance)? {
-                        Some(record) => writing.retire_instance(&record),
-                        None => Ok(()),
-                    }
+                .write(move |writing| match still(writing, &Action::Retire { instance })? {
+                    Some(record) => writing.retire_instance(&record),
+                    None => Ok(()),
                 })
                 .await?;
             tracing::info!(instance.id = %instance, "deleted, its disk is kept");
             app.events.changed(instance);
             app.reconciler.wake();
         }
+        Action::Purge { instance } => {
+            let written = app
+                .store
+                .write(move |writing| -> Result<_, StoreError> {
+                    // It may have been asked back meanwhile.
+                    let Some(mut record) = writing.retired(instance)? else {
+                        return Ok(None);
+                    };
+                    writing.purge_instance(&mut record)?;
+                    let reason = Some("it was deleted long enough ago".to_owned());
+                    let event = wished(Wished::Purged, Origin::Coordinator, record.generation, Utc::now(), reason);
+                    writing.note(instance, &event)?;
+                    Ok(Some(record))
+                })
+                .await?;
+            if let Some(record) = written {
+                tracing::info!(instance.id = %instance, "the disk of a deleted instance is removed: its time has come");
+                app.orders_changed(&record);
+                app.events.changed(instance);
+                // Of one on a node that was thrown out nothing more is to be waited for.
+                app.reconciler.wake();
+            }
+        }
         Action::Forget { instance } => {
             app.store
-                .write(move |writing| -> Result<(), StoreError> {
-                    match writing.instance(instance)? {
-                        Some(record) => writing.forget_instance(&record),
-                        None => Ok(()),
-                    }
+                .write(move |writing| match still(writing, &Action::Forget { instance })? {
+                    Some(record) => writing.forget_instance(&record),
+                    None => Ok(()),
                 })
                 .await?;
             tracing::info!(instance.id = %instance, "deleted");
@@ -165,6 +219,9 @@ mod tests {
             memory: gibibytes << 30,
             reserved: 0,
             cpus: 4000,
+            storage: None,
+            promised: 0,
+            pressed: false,
         }]
     }
 
@@ -193,6 +250,21 @@ mod tests {
         };
         assert_eq!(actions, [place(1), place(2)]);
         assert!(plan(&records, &HashMap::new(), &[], Vec::new(), &EMBEDDED).is_empty());
+    }
+
+    #[test]
+    fn purges__should_come_when_the_grace_is_over() {
+        let now = Utc::now();
+        let mut retired = record(Desired::Deleted { purge: false }, Some(NODE));
+        retired.deleted_at = Some(now - chrono::TimeDelta::days(7));
+        let retired = [retired];
+        let days = |count: u64| Duration::from_secs(count * 24 * 3600);
+        let purge = Action::Purge { instance: retired[0].id };
+        assert_eq!(purges(&retired, days(7), now).collect::<Vec<_>>(), [purge]);
+        assert_eq!(purges(&retired, days(8), now).count(), 0);
+        let early = now - chrono::TimeDelta::hours(1);
+        assert_eq!(purges(&retired, days(7), early).count(), 0, "a clock that was set back waits");
+        assert_eq!(purges(&retired, Duration::MAX, now).count(), 0);
     }
 
     #[test]

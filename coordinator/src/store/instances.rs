@@ -3,7 +3,7 @@
 
 use chrono::{DateTime, Utc};
 use crabshack_shared::{
-    agent_api::v1::Desired,
+    agent_api::v1::{Desired, OnDisconnect},
     generation::Generation,
     ids::{InstanceId, NodeId, UserId},
     image::ImageReference,
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::{Snapshot, Source, StoreError, Writing, tables};
 
 /// The SSH ports that instances get, both ends included.
-const SSH_PORTS: std::ops::RangeInclusive<u16> = 19_001..=29_999;
+pub(super) const SSH_PORTS: std::ops::RangeInclusive<u16> = 19_001..=29_999;
 
 /// What an instance is, without secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,18 +43,47 @@ pub(crate) struct InstanceRecord {
     pub(crate) desired: Desired,
     /// Of the last wish.
     pub(crate) generation: Generation,
+    /// Of the last wish about its state; those after it only changed what it is.
+    #[serde(default)]
+    pub(crate) wish_generation: Generation,
     /// How often a restart was asked for.
     pub(crate) restarts: u64,
     /// Which node has it; none: not placed yet.
     pub(crate) assignment: Option<NodeId>,
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) deleted_at: Option<DateTime<Utc>>,
+    /// Counts changes that only a new container takes on.
+    #[serde(default)]
+    pub(crate) spec_revision: u64,
+    /// Of the wish with which `spec_revision` last rose.
+    #[serde(default)]
+    pub(crate) spec_generation: Generation,
+    /// What its node does while we are away.
+    #[serde(default)]
+    pub(crate) on_disconnect: OnDisconnect,
+    /// Of the wish with which `on_disconnect` last changed.
+    #[serde(default)]
+    pub(crate) lease_generation: Generation,
+    /// True: it cannot be deleted.
+    #[serde(default)]
+    pub(crate) protected: bool,
+    /// True once only its disk is left: it reserves no memory.
+    #[serde(default)]
+    pub(crate) disk_only: bool,
+    /// Nodes that had it before and may still have a copy.
+    #[serde(default)]
+    pub(crate) left: Vec<NodeId>,
 }
 
 impl InstanceRecord {
     /// False from the moment its deletion is asked for.
     pub(crate) fn is_living(&self) -> bool {
         !matches!(self.desired, Desired::Deleted { .. })
+    }
+
+    /// True for the node that has it and those that had it.
+    pub(crate) fn was_on(&self, node: &NodeId) -> bool {
+        self.assignment.as_ref() == Some(node) || self.left.contains(node)
     }
 }
 
@@ -67,6 +96,8 @@ pub(crate) struct NewInstance {
     pub(crate) owner: UserId,
     pub(crate) spec: Spec,
     pub(crate) sealed: Sealed,
+    pub(crate) protected: bool,
+    pub(crate) on_disconnect: OnDisconnect,
 }
 
 /// Why an instance was not written down.
@@ -105,11 +136,6 @@ impl<T: Source> Snapshot<T> {
         self.each_record(tables::INSTANCES, |record| all.push(record))?;
         Ok(all)
     }
-
-    /// True for a deleted instance whose disk was kept.
-    pub(crate) fn is_retired(&self, id: InstanceId) -> Result<bool, StoreError> {
-        Ok(self.0.with_bytes(tables::RETIRED, &id.to_string(), |_| Ok(()))?.is_some())
-    }
 }
 
 impl Writing {
@@ -134,6 +160,7 @@ impl Writing {
             return Ok(Err(NoPlace::NoPort));
         };
         self.0.open_table(tables::NAMES)?.insert(name.as_str(), id.as_str())?;
+        let generation = self.next_generation()?;
         let record = InstanceRecord {
             id: new.id,
             name,
@@ -142,11 +169,19 @@ impl Writing {
             sealed: new.sealed,
             ssh_port,
             desired: Desired::Running,
-            generation: self.next_generation()?,
+            generation,
+            wish_generation: generation,
             restarts: 0,
             assignment: None,
             created_at: now,
             deleted_at: None,
+            spec_revision: 0,
+            spec_generation: Generation::default(),
+            on_disconnect: new.on_disconnect,
+            lease_generation: generation,
+            protected: new.protected,
+            disk_only: false,
+            left: Vec::new(),
         };
         self.put_instance(&record)?;
         Ok(Ok(record))
@@ -162,6 +197,7 @@ impl Writing {
         record.desired = Desired::Deleted { purge };
         record.deleted_at = Some(now);
         record.generation = self.next_generation()?;
+        record.wish_generation = record.generation;
         self.put_instance(record)?;
         let mut names = self.0.open_table(tables::NAMES)?;
         names.remove(record.name.as_str())?;
@@ -170,23 +206,26 @@ impl Writing {
 
     /// Removes an instance of which nothing is left.
     pub(crate) fn forget_instance(&self, record: &InstanceRecord) -> Result<(), StoreError> {
+        self.let_go(record)?;
+        self.drop_events(&record.id.to_string())
+    }
+
+    /// Takes an instance out of everything but its history.
+    pub(super) fn let_go(&self, record: &InstanceRecord) -> Result<(), StoreError> {
         let id = record.id.to_string();
         self.take_out(tables::INSTANCES, &id)?;
         self.take_out(tables::OBSERVATIONS, &id)?;
         let mut ports = self.0.open_table(tables::PORTS)?;
-        ports.remove(record.ssh_port)?;
+        let is_its_own = ports.get(record.ssh_port)?.is_some_and(|holder| holder.value() == id);
+        if is_its_own {
+            ports.remove(record.ssh_port)?;
+        }
         Ok(())
-    }
-
-    /// Puts away an instance of which only the disk is left.
-    pub(crate) fn retire_instance(&self, record: &InstanceRecord) -> Result<(), StoreError> {
-        self.put(tables::RETIRED, &record.id.to_string(), record)?;
-        self.forget_instance(record)
     }
 
     /// The next free port after the last one given: a port that was freed rests for a while, so
     /// that old `known_hosts` entries and open sessions do not meet a stranger.
-    fn hold_port(&self, id: &str) -> Result<Option<u16>, StoreError> {
+    pub(super) fn hold_port(&self, id: &str) -> Result<Option<u16>, StoreError> {
         let mut ports = self.0.open_table(tables::PORTS)?;
         let first = u16::try_from(self.last_port()?)
             .ok()

@@ -1,11 +1,10 @@
-//! The schema version, and the generations given out.
+//! Numbers about the store: its schema version, the generations and ports given out, and up to where
+//! the events of each node are kept.
 
-use crabshack_shared::generation::Generation;
+use crabshack_shared::{generation::Generation, ids::NodeId};
 
 use super::{Snapshot, Source, StoreError, Writing, tables};
 
-/// The schema that this version reads and writes.
-const SCHEMA: u64 = 1;
 const KEY_SCHEMA: &str = "schema";
 const KEY_EPOCH: &str = "epoch";
 const KEY_COUNTER: &str = "counter";
@@ -22,36 +21,21 @@ impl<T: Source> Snapshot<T> {
         })
     }
 
+    /// The sequence of the last event of a node that is kept.
+    pub(crate) fn events_kept(&self, node: &NodeId) -> Result<u64, StoreError> {
+        self.0.number(&key_events(node))
+    }
+
+    pub(super) fn schema(&self) -> Result<u64, StoreError> {
+        self.0.number(KEY_SCHEMA)
+    }
+
     pub(super) fn last_port(&self) -> Result<u64, StoreError> {
         self.0.number(KEY_PORT)
     }
 }
 
 impl Writing {
-    /// Makes the tables of a new store; refuses a store of a newer version.
-    pub(super) fn prepare(&self) -> Result<(), StoreError> {
-        let found = self.0.number(KEY_SCHEMA)?;
-        if found > SCHEMA {
-            return Err(StoreError::Newer { found, known: SCHEMA });
-        }
-        for table in [
-            tables::INSTANCES,
-            tables::RETIRED,
-            tables::OBSERVATIONS,
-            tables::NODES,
-            tables::JOIN_TOKENS,
-        ] {
-            self.0.open_table(table)?;
-        }
-        self.0.open_table(tables::NAMES)?;
-        self.0.open_table(tables::PORTS)?;
-        if found < SCHEMA {
-            self.set_number(KEY_SCHEMA, SCHEMA)?;
-            self.set_generation(Generation::default().next_epoch())?;
-        }
-        Ok(())
-    }
-
     /// Gives out the next generation.
     pub(crate) fn next_generation(&self) -> Result<Generation, StoreError> {
         let next = self.last_generation()?.next();
@@ -80,7 +64,15 @@ impl Writing {
         self.set_number(KEY_PORT, port.into())
     }
 
-    fn set_generation(&self, generation: Generation) -> Result<(), StoreError> {
+    pub(super) fn set_events_kept(&self, node: &NodeId, sequence: u64) -> Result<(), StoreError> {
+        self.set_number(&key_events(node), sequence)
+    }
+
+    pub(super) fn set_schema(&self, schema: u64) -> Result<(), StoreError> {
+        self.set_number(KEY_SCHEMA, schema)
+    }
+
+    pub(super) fn set_generation(&self, generation: Generation) -> Result<(), StoreError> {
         self.set_number(KEY_EPOCH, generation.epoch.into())?;
         self.set_number(KEY_COUNTER, generation.counter)
     }
@@ -90,9 +82,8 @@ impl Writing {
         table.insert(key, number)?;
         Ok(())
     }
+}
 
-    #[cfg(test)]
-    pub(super) fn pretend_newer(&self) -> Result<(), StoreError> {
-        self.set_number(KEY_SCHEMA, SCHEMA + 1)
-    }
+fn key_events(node: &NodeId) -> String {
+    format!("events_kept/{node}")
 }

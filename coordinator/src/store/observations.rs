@@ -42,4 +42,9 @@ impl Writing {
     pub(crate) fn put_observation(&self, observation: &Observation) -> Result<(), StoreError> {
         self.put(tables::OBSERVATIONS, &observation.report.id.to_string(), observation)
     }
+
+    /// Forgets what was said of an instance: another node has it now.
+    pub(crate) fn drop_observation(&self, id: InstanceId) -> Result<(), StoreError> {
+        self.take_out(tables::OBSERVATIONS, &id.to_string()).map(drop)
+    }
 }

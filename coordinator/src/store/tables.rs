@@ -20,9 +20,11 @@ pub(super) const NODES: Records = Records::new("nodes");
 pub(super) const JOIN_TOKENS: Records = Records::new("join_tokens");
 /// Ids of living instances by name.
 pub(super) const NAMES: TableDefinition<&str, &str> = TableDefinition::new("names");
-/// Who holds an SSH port.
+/// Who holds an SSH port: an instance, or `node/instance` for one that is not known here.
 pub(super) const PORTS: TableDefinition<u16, &str> = TableDefinition::new("ports");
-/// Numbers about the store itself.
+/// What happened to instances, by instance and place in its history.
+pub(super) const EVENTS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("events");
+/// Numbers about the store itself, and up to where the events of a node are kept.
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
 /// The form of records that this version writes.
@@ -38,11 +40,15 @@ pub(super) struct Versioned<R> {
 /// Reads a record.
 pub(super) fn decode<R: DeserializeOwned>(table: Records, key: &str, bytes: &[u8]) -> Result<R, StoreError> {
     use redb::TableHandle as _;
+    decode_named(name_of(table.name()), key, bytes)
+}
+
+/// Reads a record of a table whose name is known to live long enough.
+pub(super) fn decode_named<R: DeserializeOwned>(name: &'static str, key: &str, bytes: &[u8]) -> Result<R, StoreError> {
     #[derive(Deserialize)]
     struct Version {
         v: u32,
     }
-    let name = name_of(table.name());
     match serde_json::from_slice::<Versioned<R>>(bytes) {
         Ok(Versioned { v, record }) if v <= RECORD_VERSION => Ok(record),
         Ok(_) => Err(StoreError::NewerRecord {
@@ -61,6 +67,15 @@ pub(super) fn decode<R: DeserializeOwned>(table: Records, key: &str, bytes: &[u8
             }),
         },
     }
+}
+
+/// Writes a record down with its version.
+pub(super) fn encode<R: Serialize>(record: &R) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(&Versioned {
+        v: RECORD_VERSION,
+        record,
+    })
+    .map_err(StoreError::Encode)
 }
 
 /// redb lends the name only as long as the definition; errors live longer.

@@ -9,7 +9,7 @@ use crabshack_shared::{
 
 use super::*;
 
-fn open() -> (tempfile::TempDir, Store) {
+pub(super) fn open() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(&folder.path().join("data")).unwrap();
     (folder, store)
@@ -38,10 +38,12 @@ fn new_instance(store: &Store, name: Option<&str>) -> NewInstance {
             nearai_api_url: "https://example.com/v1".to_owned(),
         },
         sealed: store.seal(id, &secrets).unwrap(),
+        protected: false,
+        on_disconnect: Default::default(),
     }
 }
 
-fn create(store: &Store, name: Option<&str>) -> Result<InstanceRecord, NoPlace> {
+pub(super) fn create(store: &Store, name: Option<&str>) -> Result<InstanceRecord, NoPlace> {
     let new = new_instance(store, name);
     store.write_now(|writing| writing.create_instance(new, Utc::now())).unwrap()
 }
@@ -96,7 +98,7 @@ fn store__should_give_each_instance_its_own_port_until_it_is_gone() {
     store.write_now(|writing| writing.set_last_port(29_999)).unwrap();
     assert_eq!(create(&store, None).unwrap().ssh_port, 19_001);
     let reading = store.reading().unwrap();
-    assert!(reading.is_retired(first.id).unwrap());
+    assert!(reading.retired(first.id).unwrap().unwrap().disk_only);
     assert!(reading.instance(first.id).unwrap().is_none());
 }
 
@@ -133,13 +135,70 @@ fn store__should_refuse_a_newer_schema_and_keep_everything_over_a_restart() {
     let store = Store::open(folder.path()).unwrap();
     let again = store.reading().unwrap().instance_named(&record.name).unwrap().unwrap();
     assert_eq!(store.secrets(&again).unwrap().token, token);
-    store.write_now(|writing| writing.pretend_newer()).unwrap();
-    drop(store);
+}
 
-    assert!(matches!(
-        Store::open(folder.path()),
-        Err(StoreError::Newer { found: 2, known: 1 })
-    ));
+#[test]
+fn store__should_give_a_deleted_instance_back_with_what_is_still_free() {
+    let (_folder, store) = open();
+    let mut first = create(&store, Some("one")).unwrap();
+    let deleted = |record: &mut InstanceRecord| {
+        store
+            .write_now(|writing| {
+                writing.delete_instance(record, false, Utc::now())?;
+                writing.retire_instance(record)
+            })
+            .unwrap();
+    };
+    let undelete = |id, name: Option<&str>| {
+        let name = name.map(|name| name.parse().unwrap());
+        store
+            .write_now(|writing| -> Result<_, StoreError> {
+                let mut record = writing.deleted_instance(id)?.unwrap();
+                Ok(writing.undelete_instance(&mut record, name)?.map(|()| record))
+            })
+            .unwrap()
+    };
+    deleted(&mut first);
+    let again = undelete(first.id, None).unwrap();
+    assert_eq!(
+        (again.ssh_port, &again.name, again.desired),
+        (first.ssh_port, &first.name, Desired::Running)
+    );
+    assert!(again.generation > first.generation && again.deleted_at.is_none() && !again.disk_only);
+    assert_eq!(again.sealed, first.sealed);
+
+    deleted(&mut first);
+    store.write_now(|writing| writing.set_last_port(29_999)).unwrap();
+    let thief = create(&store, Some("one")).unwrap();
+    assert_eq!(thief.ssh_port, first.ssh_port);
+    assert_eq!(undelete(first.id, None).unwrap_err(), NoPlace::NameTaken);
+    let renamed = undelete(first.id, Some("two")).unwrap();
+    assert_eq!((renamed.name.as_str(), renamed.ssh_port), ("two", 19_002));
+    let reading = store.reading().unwrap();
+    assert!(reading.retired(first.id).unwrap().is_none());
+    assert_eq!(reading.instance_named(&renamed.name).unwrap().unwrap().id, first.id);
+}
+
+#[test]
+fn store__should_not_free_a_port_that_somebody_else_holds() {
+    let (_folder, store) = open();
+    let mut first = create(&store, Some("one")).unwrap();
+    store
+        .write_now(|writing| {
+            writing.delete_instance(&mut first, false, Utc::now())?;
+            writing.retire_instance(&first)?;
+            writing.set_last_port(29_999)
+        })
+        .unwrap();
+    assert_eq!(create(&store, Some("one")).unwrap().ssh_port, first.ssh_port);
+    store
+        .write_now(|writing| {
+            writing.purge_instance(&mut first)?;
+            writing.forget_instance(&first)?;
+            writing.set_last_port(29_999)
+        })
+        .unwrap();
+    assert_eq!(create(&store, Some("two")).unwrap().ssh_port, first.ssh_port + 1);
 }
 
 #[test]

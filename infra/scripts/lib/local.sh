@@ -37,15 +37,19 @@ prepare_data_dir() {
   fi
 }
 
+# Both ways on one machine would fight for ports and containers.
+refuse_services() {
+  [[ ! -e /etc/systemd/system/crabshack-api.service ]] ||
+    fail "Crabshack is installed as services here" "use systemctl and deploy.sh; \`deploy.sh --uninstall\` removes the services"
+}
+
 # Builds both programs and puts them where they run from, so that building again disturbs nothing.
 build_programs() {
-  local target log="$DATA_DIR/log/build.log"
+  local built
   step "Building the programs (the first time this takes some minutes)"
-  target="$(cd "$REPOSITORY_DIR" && as_invoking_user cargo metadata --locked --no-deps --format-version 1 | jq -r .target_directory)"
-  run_logged "cargo build" "$log" as_invoking_user cargo build --manifest-path "$REPOSITORY_DIR/Cargo.toml" \
-    --release --locked -p crabshack-coordinator -p crabshack-node-agent
-  install_program "$target/release/crabshack" "$COORDINATOR"
-  install_program "$target/release/crabshack-node-agent" "$NODE_AGENT"
+  built="$(build_release "$DATA_DIR/log/build.log")"
+  install_program "$built/crabshack" "$COORDINATOR"
+  install_program "$built/crabshack-node-agent" "$NODE_AGENT"
 }
 
 # install_program FROM TO: by renaming, so that a running one is never written into.
@@ -126,7 +130,10 @@ ensure_first_instance() {
 
 instance_status() { api_get "/instances/$FIRST_INSTANCE" | jq -r .status; }
 
-instance_is_ready() { [[ "$(instance_status)" == running ]]; }
+# `status` stays `running` while an instance starts again; a silent node would leave its last phase.
+instance_is_ready() {
+  api_get "/instances/$FIRST_INSTANCE" | jq -e '.phase == "ready" and .reason != "its node does not report"' >/dev/null
+}
 
 first_instance_request() {
   local key="${NEARAI_API_KEY:-}" url="${NEARAI_API_URL:-https://cloud-api.near.ai/v1}"

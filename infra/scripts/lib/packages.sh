@@ -8,6 +8,11 @@ RUN_PACKAGES=(
   restic:restic ip:iproute2 ssh:openssh-client dockerd:docker.io docker:docker-cli
 )
 # shellcheck disable=SC2034
+POOL_PACKAGES=(btrfs:btrfs-progs)
+# What verifies units, also where systemd does not run.
+# shellcheck disable=SC2034
+UNIT_PACKAGES=(systemd-analyze:systemd)
+# shellcheck disable=SC2034
 IMAGE_PACKAGES=(debootstrap:debootstrap +debian-archive-keyring npm:npm)
 
 # package_missing LINE: true when what the line names is not on this machine.

@@ -72,7 +72,7 @@ free_mib() {
 # What is built and running already has its space.
 check_disk() {
   local minimum="$DISK_MINIMUM_MIB"
-  [[ ! -d "$1/bin" ]] || minimum=1000
+  [[ ! -d "$1/bin" && ! -d "$1/coordinator" ]] || minimum=1000
   (($2 >= minimum)) || echo "$2 MiB free for $1; at least $minimum MiB are needed"
 }
 

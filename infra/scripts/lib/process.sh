@@ -2,6 +2,12 @@
 # Background processes by pid file. A signal is sent only to a process that still is the program it
 # was started as: process ids are used again.
 
+# Two runs at once would do everything twice. Descriptor 9 is closed for what we start.
+one_at_a_time() {
+  exec 9>"/run/crabshack-local.lock"
+  flock -n 9 || fail "another run of this script, or of one like it, is at work" "wait for it to end"
+}
+
 # running_pid PIDFILE PROGRAM: prints the pid when that process runs and is the program.
 running_pid() {
   local pid exe

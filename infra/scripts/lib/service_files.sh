@@ -133,8 +133,8 @@ ensure_settings() {
   file="$(part_settings "$part")"
   install -d -m 755 "$INSTALL_ROOT$SETTINGS"
   [[ -e "$INSTALL_ROOT$file" ]] || lay "$file" 600 <<END
-# Settings of $(part_service "$part"): NAME=VALUE, one a line. \`$(part_program "$part")${3:+} --help\` and README.md say
-# which there are. After a change run deploy.sh again; it keeps what is written here.
+# Settings of $(part_service "$part"): NAME=VALUE, one a line; README.md says which there are.
+# After a change run deploy.sh again: it keeps what is written here.
 END
   chmod 600 "$INSTALL_ROOT$file"
   for name in "$@"; do
@@ -187,7 +187,7 @@ prune_releases() {
   for release in $(cd "$INSTALL_ROOT$RELEASES" && ls -td -- *-????????????/ 2>/dev/null); do
     release="${release%/}"
     [[ "$used" != *" $release "* ]] || continue
-    ((kept++ == 0)) || rm -rf "${INSTALL_ROOT:?}$RELEASES/$release" "${INSTALL_ROOT}$RELEASES/$release.new"
+    ((kept++ == 0)) || rm -rf "$INSTALL_ROOT${RELEASES:?}/$release" "$INSTALL_ROOT$RELEASES/$release.new"
   done
 }
 
@@ -196,12 +196,12 @@ remove_service_files() {
   local part unit
   for part in "${PARTS[@]}"; do
     for unit in "$(part_service "$part")" $(part_sockets "$part"); do
-      rm -rf "${INSTALL_ROOT:?}$UNITS/$unit" "$INSTALL_ROOT$UNITS/$unit.d"
+      rm -rf "$INSTALL_ROOT${UNITS:?}/$unit" "$INSTALL_ROOT$UNITS/$unit.d"
     done
     rm -f "$INSTALL_ROOT/usr/local/bin/$(part_program "$part")"
   done
   rm -f "$INSTALL_ROOT$UNITS/crabshack.slice" "$INSTALL_ROOT$UNITS/$POOL_UNIT" "$INSTALL_ROOT$UNITS/nftables.service.d/crabshack.conf"
   rmdir --ignore-fail-on-non-empty "$INSTALL_ROOT$UNITS/nftables.service.d" 2>/dev/null || true
   rm -f "$INSTALL_ROOT/usr/local/lib/sysusers.d/crabshack.conf"
-  rm -rf "${INSTALL_ROOT:?}$RELEASES"
+  rm -rf "$INSTALL_ROOT$RELEASES"
 }

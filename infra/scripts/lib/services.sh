@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # Crabshack as services of systemd: start, switch to another release, and back when that is not well.
 
-# How long a part may take until it is well.
+# How long a part may take until it is well, and how often it may end before that.
 WELL_SECONDS=90
+ENDS_MAXIMUM=5
 
 require_systemd() {
   [[ -d /run/systemd/system ]] || fail "systemd does not run this machine, so there can be no services" \
@@ -25,40 +26,23 @@ take_over_local() {
     lay "$ADMIN_SECRET" 600 <"$STATE/admin-secret"
     note "the admin secret is taken over too"
   fi
-  rm -rf "$STATE/bin" "$STATE/run" "$STATE/admin-secret" "$STATE/.crabshack-local"
+  rm -rf "${STATE:?}/bin" "$STATE/run" "$STATE/admin-secret" "$STATE/.crabshack-local"
 }
 
-# As for setting up: `systemctl` complains on standard error.
-start_sockets() {
-  local part
-  for part in "${PARTS[@]}"; do
-    # shellcheck disable=SC2046
-    systemctl enable --quiet "$(part_service "$part")" $(part_sockets "$part")
-  done
-  # shellcheck disable=SC2046
-  systemctl start $(part_sockets coordinator) $(part_sockets node-agent) ||
-    fail "a port cannot be listened on" "see: systemctl status 'crabshack-*.socket'" \
-      "if another program has it, set another: deploy.sh '' '' PORT, or CRABSHACK_UI_PORT and so on in $SETTINGS/*.env"
-}
-
-# Sockets whose address changed are opened anew, which restarts their service.
-restart_moved_sockets() {
-  local part socket
-  for part in "${PARTS[@]}"; do
-    for socket in $(part_sockets "$part"); do
-      systemctl is-active --quiet "$socket" || continue
-      # The first word of `Listen` is what is listened on now.
-      [[ "$(systemctl show -p Listen --value "$socket")" == "$(socket_address "$socket") "* ]] && socket_is_open "$socket" && continue
+# open_sockets PART: also anew, where the settings moved them; the service follows them.
+open_sockets() {
+  local part="$1" socket sockets
+  mapfile -t sockets < <(part_sockets "$part")
+  for socket in "${sockets[@]}"; do
+    if systemctl is-active --quiet "$socket" && [[ -z "$(ss -Hltn src "$(socket_address "$socket")")" ]]; then
       note "$socket moves to $(socket_address "$socket")"
       systemctl stop "$(part_service "$part")" "$socket"
-    done
+    fi
   done
-}
-
-socket_is_open() {
-  local address
-  address="$(socket_address "$1")"
-  [[ -n "$(ss -Hltn "sport = :${address##*:}" 2>/dev/null)" ]]
+  systemctl enable --quiet "$(part_service "$part")" "${sockets[@]}"
+  systemctl start "${sockets[@]}" ||
+    fail "a port cannot be listened on" "see: systemctl status ${sockets[*]}" \
+      "if another program has it, take another: deploy.sh '' '' PORT, or CRABSHACK_UI_PORT and so on in $SETTINGS/*.env"
 }
 
 # needs_restart PART: it does not run, runs another release, or is older than a file it has read.
@@ -91,6 +75,16 @@ part_is_well() {
   esac >/dev/null
 }
 
+# await_well PART SECONDS: fails early when it ends again and again.
+await_well() {
+  local deadline=$((SECONDS + $2))
+  until part_is_well "$1"; do
+    ((SECONDS < deadline)) || return 1
+    (($(systemctl show -p NRestarts --value "$(part_service "$1")") < ENDS_MAXIMUM)) || return 1
+    sleep 0.3
+  done
+}
+
 # bring_up PART RELEASE: switches, restarts when that is needed, and goes back when it is not well.
 bring_up() {
   local part="$1" release="$2" previous
@@ -98,12 +92,13 @@ bring_up() {
   previous="$(part_release "$part")"
   switch_part "$part" "$release"
   systemctl daemon-reload
+  open_sockets "$part"
   if ! needs_restart "$part"; then
     note "runs already"
   else
     systemctl restart --no-block "$(part_service "$part")"
   fi
-  ! wait_until "$WELL_SECONDS" part_is_well "$part" || return 0
+  ! await_well "$part" "$WELL_SECONDS" || return 0
   show_journal "$part"
   if [[ -z "$previous" || "$previous" == "$release" || ! -d "$RELEASES/$previous" ]]; then
     fail "$(part_service "$part") is not well" "see: journalctl -u $(part_service "$part")"
@@ -123,7 +118,7 @@ roll_back() {
   switch_part "$part" "$release"
   systemctl daemon-reload
   systemctl restart --no-block "$(part_service "$part")"
-  wait_until 30 part_is_well "$part" && return
+  ! await_well "$part" "$WELL_SECONDS" || return 0
   database="$(part_database "$part")"
   copy="$database.of.$release"
   [[ -e "$copy" ]] || fail "$(part_service "$part") is well neither with the new release nor with $release" "see: journalctl -u $(part_service "$part")"
@@ -135,7 +130,7 @@ roll_back() {
   # shellcheck disable=SC2046
   systemctl start $(part_sockets "$part")
   systemctl start --no-block "$(part_service "$part")"
-  wait_until "$WELL_SECONDS" part_is_well "$part" ||
+  await_well "$part" "$WELL_SECONDS" ||
     fail "$(part_service "$part") is not well with $release and the database of before" "see: journalctl -u $(part_service "$part")"
 }
 
@@ -146,12 +141,12 @@ invite_node() {
   CRABSHACK_ADMIN_SECRET_FILE="$ADMIN_SECRET" CRABSHACK_PORT="$(setting coordinator CRABSHACK_PORT 7700)" \
     "$RELEASES/coordinator/crabshack" join-token | lay "$JOIN_TOKEN" 600
   # One that waits without a token would go on waiting for its back-off.
-  systemctl stop "$(part_service node-agent)"
+  systemctl stop "$(part_service node-agent)" 2>/dev/null || true
 }
 
-# ensure_pool SIZE: makes the volumes' pool at the first installation; an empty size is the default one.
+# ensure_pool SIZE RELEASE: makes the volumes' pool at the first installation; an empty size is the default one.
 ensure_pool() {
-  local size="$1" agent="$RELEASES/$RELEASE/crabshack-node-agent" data="$STATE/node-agent"
+  local size="$1" agent="$RELEASES/$2/crabshack-node-agent" data="$STATE/node-agent"
   if [[ ! -e "$data/pool.json" ]]; then
     step "Pool for volumes"
     install -d -m 700 "$data"
@@ -162,5 +157,5 @@ ensure_pool() {
     fi
   fi
   systemctl enable --quiet "$POOL_UNIT"
-  systemctl start "$POOL_UNIT" || fail "the pool is not mounted" "see: systemctl status '$POOL_UNIT'"
+  mountpoint -q "$data/instances" || systemctl start "$POOL_UNIT" || fail "the pool is not mounted" "see: systemctl status '$POOL_UNIT'"
 }

@@ -8,6 +8,7 @@ uninstall_services() {
   # shellcheck disable=SC2046
   systemctl disable --now --quiet $(part_sockets node-agent) "$(part_service node-agent)" \
     $(part_sockets coordinator) "$(part_service coordinator)" 2>/dev/null || true
+  systemctl stop crabshack.slice 2>/dev/null || true
   stop_containers
   systemctl disable --now --quiet "$POOL_UNIT" 2>/dev/null || true
   step "Removing programs and units"

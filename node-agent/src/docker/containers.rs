@@ -23,6 +23,14 @@ const STOP_MARGIN: Duration = Duration::from_secs(15);
 /// How often it is looked whether a removal by somebody else is over.
 const REMOVAL_PERIOD: Duration = Duration::from_millis(200);
 
+/// A volume that the image declares where we put nothing: Docker would make one without a limit.
+fn stray_volume(declared: impl IntoIterator<Item = String>, spec: &ContainerSpec) -> Option<String> {
+    let mounted = |path: &String| {
+        spec.mounts.iter().any(|mount| mount.target == path) || spec.tmpfs.iter().any(|tmpfs| tmpfs.target == path)
+    };
+    declared.into_iter().find(|path| !mounted(path))
+}
+
 impl Docker {
     /// Makes the container of a spec, and does not start it. Idempotent: one of the same recipe, revision
     /// and restarts is success, any other under its name is a conflict and stays.
@@ -31,6 +39,12 @@ impl Docker {
             image: spec.image.clone(),
         };
         let image = self.find_image(&spec.image).await?.ok_or_else(no_image)?;
+        if let Some(path) = stray_volume(image.details.config.and_then(|config| config.volumes).unwrap_or_default(), spec) {
+            return Err(DockerError::ImageVolume {
+                image: spec.image.clone(),
+                path,
+            });
+        }
         let options = CreateContainerOptionsBuilder::default()
             .name(&docker_name(spec.instance))
             .build();

@@ -29,6 +29,14 @@ pub(crate) enum DockerError {
         /// Which.
         image: ImageReference,
     },
+    /// It would write where nothing bounds it.
+    #[error("image {image} declares a volume at `{path}`, which would escape the instance's disk limit: build it without that VOLUME line")]
+    ImageVolume {
+        /// Which.
+        image: ImageReference,
+        /// Where.
+        path: String,
+    },
     /// The registry does not give it.
     #[error("image {image} cannot be pulled: {message}; check its name, the registry and the node's access to it")]
     Pull {
@@ -122,6 +130,7 @@ impl DockerError {
         match self {
             Self::Socket { .. }
             | Self::NoImage { .. }
+            | Self::ImageVolume { .. }
             | Self::Pull { .. }
             | Self::NetworkDiffers { .. }
             | Self::PortTaken { .. }

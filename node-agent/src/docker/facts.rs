@@ -40,18 +40,22 @@ pub(crate) struct DockerFacts {
 impl DockerFacts {
     /// What this engine or its kernel cannot do and people should know.
     pub(crate) fn warnings(&self) -> Vec<String> {
+        let text = "this kernel gives disks no weights, so a busy instance can slow down the disks of its neighbours";
+        self.unbounded()
+            .into_iter()
+            .chain((!self.io_weight).then(|| text.to_owned()))
+            .collect()
+    }
+
+    /// What of an instance's use has no limit; none: everything has one.
+    pub(crate) fn unbounded(&self) -> Option<String> {
         let missing = self.bounds.missing();
-        let unbounded = (!missing.is_empty()).then(|| {
+        (!missing.is_empty()).then(|| {
             format!(
                 "Docker cannot bound the {} of instances on this kernel: turn the cgroup controllers on",
                 missing.join(", ")
             )
-        });
-        let text = "this kernel gives disks no weights, so a busy instance can slow down the disks of its neighbours";
-        unbounded
-            .into_iter()
-            .chain((!self.io_weight).then(|| text.to_owned()))
-            .collect()
+        })
     }
 }
 

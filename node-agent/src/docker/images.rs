@@ -18,7 +18,7 @@ const PULL_PATIENCE: Duration = Duration::from_secs(600);
 pub(super) struct Found {
     /// How Docker finds it: the reference, or its id when only that fits.
     pub(super) name: String,
-    details: ImageInspect,
+    pub(super) details: ImageInspect,
 }
 
 impl Docker {

@@ -106,7 +106,8 @@ fn subnet(network: &models::Network) -> Option<Ipv4Net> {
     config.subnet.as_ref()?.parse().ok()
 }
 
-fn bridge(network: &models::Network) -> String {
+/// Interface name of a network's bridge; empty when Docker chose one.
+pub(super) fn bridge(network: &models::Network) -> String {
     let options = network.options.as_ref();
     options
         .and_then(|options| options.get(body::BRIDGE_NAME))

@@ -11,13 +11,33 @@ use crabshack_shared::ids::InstanceId;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
-    AppliedLimits, Container, ContainerState, Docker, DockerError, DockerState, Known, NORMAL, docker_name,
+    AppliedLimits, Container, ContainerState, Docker, DockerError, DockerState, Known, NORMAL, docker_name, hardening,
     labels::{self, MadeFrom},
     networks,
 };
 
 /// Questions at the same time.
 const CONCURRENCY: usize = 8;
+
+/// What only an inspection says.
+struct Details {
+    state: ContainerState,
+    limits: AppliedLimits,
+    confined: bool,
+    published: Option<u16>,
+}
+
+impl Details {
+    /// Of a container that is as good as gone.
+    fn only(state: ContainerState) -> Self {
+        Self {
+            state,
+            limits: AppliedLimits::default(),
+            confined: true,
+            published: None,
+        }
+    }
+}
 
 impl Docker {
     /// Every container and network that carries our label and our name: two lists, and one question
@@ -59,9 +79,14 @@ impl Docker {
             return Ok(None);
         };
         let docker_id = summary.id.clone().unwrap_or_default();
-        let (state, limits) = match summary.state {
-            Some(ContainerSummaryStateEnum::REMOVING) => (ContainerState::Removing, AppliedLimits::default()),
-            Some(ContainerSummaryStateEnum::DEAD) => (ContainerState::Dead, AppliedLimits::default()),
+        let Details {
+            state,
+            limits,
+            confined,
+            published,
+        } = match summary.state {
+            Some(ContainerSummaryStateEnum::REMOVING) => Details::only(ContainerState::Removing),
+            Some(ContainerSummaryStateEnum::DEAD) => Details::only(ContainerState::Dead),
             listed => match self.details(instance, &docker_id, listed).await? {
                 Some(details) => details,
                 None => return Ok(None),
@@ -83,7 +108,9 @@ impl Docker {
             generation,
             spec_revision,
             limits,
+            confined,
             state,
+            published,
         }))
     }
 
@@ -93,15 +120,22 @@ impl Docker {
         instance: InstanceId,
         docker_id: &str,
         listed: Option<ContainerSummaryStateEnum>,
-    ) -> Result<Option<(ContainerState, AppliedLimits)>, DockerError> {
+    ) -> Result<Option<Details>, DockerError> {
         if let Some(known) = self.known().get(docker_id).filter(|known| Some(known.listed) == listed) {
-            return Ok(Some((known.state.clone(), known.limits)));
+            return Ok(Some(Details {
+                state: known.state.clone(),
+                limits: known.limits,
+                confined: known.confined,
+                published: known.published,
+            }));
         }
         let Some(found) = self.inspect(docker_id).await? else {
             return Ok(None);
         };
         let Some(state) = state(&found) else { return Ok(None) };
         let limits = AppliedLimits::read(found.host_config.as_ref());
+        let confined = hardening::is_confined(&found, instance);
+        let published = published(&found);
         // A state that changed since the list is not kept: the next list may look the same again.
         if let Some(listed) = listed.filter(|listed| Some(*listed) == as_listed(&state)) {
             let known = Known {
@@ -109,10 +143,17 @@ impl Docker {
                 listed,
                 state: state.clone(),
                 limits,
+                confined,
+                published,
             };
             self.known().insert(docker_id.to_owned(), known);
         }
-        Ok(Some((state, limits)))
+        Ok(Some(Details {
+            state,
+            limits,
+            confined,
+            published,
+        }))
     }
 
     fn forget_others(&self, listed: &[ContainerSummary]) {
@@ -155,6 +196,13 @@ fn state(found: &ContainerInspectResponse) -> Option<ContainerState> {
     }
 }
 
+/// The port of the node that its record names. The list names it only while the container runs, but
+/// one that is down takes it again when it is started.
+fn published(found: &ContainerInspectResponse) -> Option<u16> {
+    let ports = found.host_config.as_ref()?.port_bindings.as_ref()?;
+    ports.values().flatten().flatten().find_map(|binding| binding.host_port.as_ref()?.parse().ok())
+}
+
 fn address(summary: &ContainerSummary, instance: InstanceId) -> Option<std::net::Ipv4Addr> {
     let networks = summary.network_settings.as_ref()?.networks.as_ref()?;
     networks.get(&docker_name(instance))?.ip_address.as_ref()?.parse().ok()
@@ -182,5 +230,17 @@ mod tests {
             Some(ContainerState::Running { started_at: None })
         );
         assert_eq!(read("{}"), None);
+    }
+
+    #[test]
+    fn published__should_be_known_of_a_container_that_is_down() {
+        let read = |text: &str| published(&serde_json::from_str(text).unwrap());
+        assert_eq!(
+            read(r#"{"HostConfig":{"PortBindings":{"2222/tcp":[{"HostIp":"0.0.0.0","HostPort":"19001"}]}}}"#),
+            Some(19_001)
+        );
+        for text in ["{}", r#"{"HostConfig":{"PortBindings":{"2222/tcp":null}}}"#] {
+            assert_eq!(read(text), None, "{text}");
+        }
     }
 }

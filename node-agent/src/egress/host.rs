@@ -19,6 +19,8 @@ const GUARD_PREFERENCE: u32 = 100;
 const OWN_PREFERENCE: u32 = 99;
 /// Where administrators, and we, say what Docker's own rules must not decide.
 const DOCKER_CHAIN: &str = "DOCKER-USER";
+/// From where Docker has packets go there.
+const FORWARD_CHAIN: &str = "FORWARD";
 /// Shorter routes are a default route in pieces, as some VPN clients set it.
 const SHORTEST_ROUTE: u8 = 2;
 
@@ -190,29 +192,64 @@ fn hex(text: &str) -> Option<u32> {
 /// An accept of ours does not override Docker's own drops, so Docker is told to leave our bridges to
 /// us. It also spares every packet the walk through the rules of all of Docker's networks.
 pub(super) async fn ensure_docker_accepts() -> Result<bool, EgressError> {
-    let rules = match run(Tool::Iptables, &["-w", "5", "-S", DOCKER_CHAIN], None).await {
-        Ok(rules) => rules,
-        // How it says that there is no such chain depends on its version and backend.
-        Err(error @ (CommandError::Failed { .. } | CommandError::Missing { .. })) => {
-            let chains = run(Tool::Nft, &["-j", "list", "chains"], None).await?;
-            return if chains.contains(&format!("\"{DOCKER_CHAIN}\"")) {
-                Err(error.into())
-            } else {
-                Ok(false)
-            };
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let Some(rules) = docker_rules().await? else { return Ok(false) };
     let mut missing = false;
-    for direction in ["-i", "-o"] {
-        let rule = [direction, &format!("{BRIDGE_PREFIX}+"), "-j", "ACCEPT"];
-        let line = format!("-A {DOCKER_CHAIN} {}", rule.join(" "));
+    for rule in accepts() {
+        let line = format!("-A {DOCKER_CHAIN} {rule}");
         if !rules.lines().any(|known| known.trim() == line) {
             missing = true;
-            run(Tool::Iptables, &[&["-w", "5", "-I", DOCKER_CHAIN][..], &rule].concat(), None).await?;
+            let words: Vec<&str> = rule.split(' ').collect();
+            run(Tool::Iptables, &[&["-w", "5", "-I", DOCKER_CHAIN][..], &words].concat(), None).await?;
         }
     }
     Ok(missing)
+}
+
+/// Our rules in Docker's chain, as iptables lists them.
+fn accepts() -> [String; 2] {
+    ["-i", "-o"].map(|direction| format!("{direction} {BRIDGE_PREFIX}+ -j ACCEPT"))
+}
+
+/// Docker's chain for administrators; none: Docker has not made it yet.
+async fn docker_rules() -> Result<Option<String>, EgressError> {
+    match run(Tool::Iptables, &["-w", "5", "-S", DOCKER_CHAIN], None).await {
+        Ok(rules) => Ok(Some(rules)),
+        // How it says that there is no such chain depends on its version and backend.
+        Err(error @ (CommandError::Failed { .. } | CommandError::Missing { .. })) => {
+            let chains = run(Tool::Nft, &["-j", "list", "chains"], None).await?;
+            if chains.contains(&format!("\"{DOCKER_CHAIN}\"")) {
+                Err(error.into())
+            } else {
+                Ok(None)
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Rules of others that are asked before ours: in Docker's chain, and on the way to it.
+pub(super) async fn rules_in_the_way() -> Result<Vec<String>, EgressError> {
+    let Some(rules) = docker_rules().await? else { return Ok(Vec::new()) };
+    let forward = run(Tool::Iptables, &["-w", "5", "-S", FORWARD_CHAIN], None).await?;
+    let mut found = before(&forward, FORWARD_CHAIN, &[format!("-j {DOCKER_CHAIN}")]);
+    found.extend(before(&rules, DOCKER_CHAIN, &accepts()));
+    Ok(found)
+}
+
+/// The rules of a chain that stand before the last of ours and may end a packet's way.
+fn before(listing: &str, chain: &str, ours: &[String]) -> Vec<String> {
+    let prefix = format!("-A {chain} ");
+    let rules: Vec<&str> = listing.lines().filter_map(|line| line.trim().strip_prefix(&prefix)).collect();
+    let is_ours = |rule: &str| ours.iter().any(|known| known == rule);
+    let last = rules.iter().rposition(|rule| is_ours(rule)).unwrap_or_default();
+    let others = rules[..last].iter().filter(|rule| !is_ours(rule) && !is_harmless(rule));
+    others.map(|rule| format!("{prefix}{rule}")).collect()
+}
+
+/// It lets packets pass, or only looks at them.
+fn is_harmless(rule: &str) -> bool {
+    let target = rule.split(' ').skip_while(|word| *word != "-j").nth(1);
+    matches!(target, None | Some("ACCEPT" | "LOG" | "NFLOG"))
 }
 
 /// Every bridge of ours refuses sources that it has no route to, even when the table is gone: the
@@ -309,6 +346,16 @@ mod tests {
         );
         let interfaces = r#"[{"ifname":"eth1","addr_info":[{"local":"10.201.7.1","prefixlen":24}]}]"#;
         assert_eq!(taken("[]", interfaces).unwrap(), "the address 10.201.7.1/24 of eth1");
+    }
+
+    #[test]
+    fn rules__should_be_named_when_they_come_before_ours() {
+        let chain = "-N DOCKER-USER\n-A DOCKER-USER -s 10.0.0.0/8 -j DROP\n-A DOCKER-USER -o cs-+ -j ACCEPT\n\
+            -A DOCKER-USER -i cs-+ -j ACCEPT\n-A DOCKER-USER -j RETURN";
+        assert_eq!(before(chain, DOCKER_CHAIN, &accepts()), ["-A DOCKER-USER -s 10.0.0.0/8 -j DROP"]);
+        let plain = "-P FORWARD DROP\n-A FORWARD -j DOCKER-USER\n-A FORWARD -j DOCKER-ISOLATION-STAGE-1";
+        assert!(before(plain, "FORWARD", &["-j DOCKER-USER".to_owned()]).is_empty());
+        assert!(before("-A DOCKER-USER -j RETURN", DOCKER_CHAIN, &accepts()).is_empty());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::{
     BridgeCounters, Count, EgressCounters,
     render::{self, Binding},
     rule::Command,
+    skeleton,
 };
 use crate::link::BRIDGE_PREFIX;
 
@@ -24,11 +25,25 @@ pub(crate) struct Unreadable(#[from] serde_json::Error);
 /// Our table as it is.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Table {
-    /// Of rules; one of them says what the table was made from.
-    comments: BTreeSet<String>,
-    rules: BTreeMap<String, usize>,
+    /// By chain, in their order; the comment of one says what the table was made from.
+    rules: BTreeMap<String, Vec<Rule>>,
     sets: BTreeMap<String, Vec<Element>>,
     counters: BTreeMap<String, Count>,
+}
+
+/// What is the same whatever is armed: every rule, and the sets that are filled once.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Constant {
+    rules: BTreeMap<String, Vec<Rule>>,
+    sets: BTreeMap<String, Vec<Value>>,
+}
+
+/// One rule, in the words of nft.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct Rule {
+    #[serde(rename = "expr", default)]
+    statements: Vec<Value>,
+    comment: Option<String>,
 }
 
 /// One element of a set or map.
@@ -58,7 +73,8 @@ struct Object {
 #[derive(Deserialize)]
 struct ListedRule {
     chain: String,
-    comment: Option<String>,
+    #[serde(flatten)]
+    rule: Rule,
 }
 
 #[derive(Deserialize)]
@@ -79,11 +95,14 @@ impl Table {
     /// Reads `nft -j list table`.
     pub(super) fn parse(listing: &str) -> Result<Self, Unreadable> {
         let listing: Listing = serde_json::from_str(listing)?;
+        Ok(Self::made_of(listing.nftables))
+    }
+
+    fn made_of(objects: Vec<Object>) -> Self {
         let mut table = Self::default();
-        for object in listing.nftables {
-            if let Some(rule) = object.rule {
-                *table.rules.entry(rule.chain).or_default() += 1;
-                table.comments.extend(rule.comment);
+        for object in objects {
+            if let Some(listed) = object.rule {
+                table.rules.entry(listed.chain).or_default().push(listed.rule);
             }
             if let Some(set) = object.set {
                 table.sets.insert(set.name, set.elem.into_iter().map(element).collect());
@@ -95,28 +114,30 @@ impl Table {
                 table.counters.insert(counter.name, counter.count);
             }
         }
-        Ok(table)
+        table
     }
 
-    /// Whether every rule of this skeleton is there, and none but them.
-    pub(super) fn matches(&self, schema: &str, skeleton: &[Command]) -> Result<bool, Unreadable> {
-        let mut expected: BTreeMap<String, usize> = BTreeMap::new();
-        for command in skeleton {
-            let command = serde_json::to_value(command)?;
-            if let Some(chain) = command.pointer("/add/rule/chain").and_then(Value::as_str) {
-                *expected.entry(chain.to_owned()).or_default() += 1;
-            }
+    /// What no arming changes.
+    pub(super) fn constant(&self) -> Constant {
+        let sets = skeleton::CONSTANT_SETS.map(|set| {
+            let elements = self.sets.get(set).into_iter().flatten();
+            (set.to_owned(), elements.map(|element| element.printed.clone()).collect())
+        });
+        Constant {
+            rules: self.rules.clone(),
+            sets: sets.into(),
         }
-        Ok(self.comments.contains(schema) && self.rules == expected)
     }
 
-    /// The links with every element of theirs in place.
+    /// The links with every element of theirs in place. A set that is not there at all is one that
+    /// the version before did not have: an upgrade cuts nobody off.
     pub(super) fn armed(&self, service: Ipv4Addr) -> Vec<Binding> {
         self.bindings()
             .into_iter()
             .filter(|binding| {
                 render::footprint(service, binding)
                     .iter()
+                    .filter(|(set, _)| self.sets.contains_key(**set))
                     .all(|(set, count)| self.of_bridge(set, &binding.bridge).count() >= *count)
             })
             .collect()
@@ -134,6 +155,13 @@ impl Table {
             })
             .filter(|(_, elements): &(_, Vec<Value>)| !elements.is_empty())
             .collect()
+    }
+
+    /// Every bridge that an element names. Sets that fill by themselves do not count.
+    pub(super) fn bridges(&self) -> BTreeSet<String> {
+        let fixed = self.sets.iter().filter(|(set, _)| render::SETS.contains(&set.as_str()));
+        let elements = fixed.flat_map(|(_, elements)| elements);
+        elements.filter_map(|element| Some(element.bridge()?.to_owned())).collect()
     }
 
     pub(super) fn counters(&self) -> EgressCounters {
@@ -174,6 +202,32 @@ impl Table {
     fn of_bridge<'a>(&'a self, set: &str, bridge: &'a str) -> impl Iterator<Item = &'a Element> {
         let elements = self.sets.get(set).into_iter().flatten();
         elements.filter(move |element| element.bridge() == Some(bridge))
+    }
+}
+
+impl Constant {
+    /// What these commands make: nft lists it in the very words in which it is written.
+    pub(super) fn of(skeleton: &[Command]) -> Result<Self, Unreadable> {
+        let mut objects = Vec::new();
+        for command in skeleton {
+            let added = serde_json::to_value(command)?["add"].take();
+            if added.get("rule").is_some() || added.get("set").is_some() {
+                objects.push(serde_json::from_value(added)?);
+            }
+        }
+        Ok(Table::made_of(objects).constant())
+    }
+
+    /// As many rules in every chain, with the same comments: the same table, at most in other words.
+    pub(super) fn resembles(&self, other: &Self) -> bool {
+        let outline = |constant: &Self| {
+            let chains = constant.rules.iter().map(|(chain, rules)| {
+                let comments = rules.iter().map(|rule| rule.comment.clone());
+                (chain.clone(), comments.collect::<Vec<_>>())
+            });
+            chains.collect::<BTreeMap<_, _>>()
+        };
+        outline(self) == outline(other) && self.sets.values().all(|elements| !elements.is_empty())
     }
 }
 

@@ -20,6 +20,21 @@ const DNS_PORT: u32 = 53;
 /// What the policy `web` opens: HTTP and HTTPS.
 const WEB_PORTS: [u32; 2] = [80, 443];
 
+/// The sets that hold elements of links.
+pub(super) const SETS: [&str; 11] = [
+    "bind4",
+    "live",
+    "epoch",
+    "profile",
+    "reprofile",
+    "ports",
+    "service",
+    "connections",
+    "sessions",
+    "ok",
+    "denied",
+];
+
 /// A bridge and the one address that may speak on it: all that the elements of a link depend on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Binding {
@@ -112,6 +127,8 @@ fn elements(service: Ipv4Addr, binding: &Binding) -> Vec<(&'static str, Vec<Expr
         ("reprofile", vec![policy("restricted_back")]),
         ("ports", web.to_vec()),
         ("service", vec![dns("udp"), dns("tcp")]),
+        ("connections", vec![bridge()]),
+        ("sessions", vec![bridge()]),
         ("ok", vec![bridge()]),
         ("denied", vec![bridge()]),
     ]
@@ -155,12 +172,15 @@ mod tests {
                 "service",
                 json!([{"concat": [bridge, "10.201.0.1", "udp", 53]}, {"concat": [bridge, "10.201.0.1", "tcp", 53]}]),
             ),
+            ("connections", json!([bridge])),
+            ("sessions", json!([bridge])),
             ("ok", json!([bridge])),
             ("denied", json!([bridge])),
         ]
         .map(|(set, elements)| (set.to_owned(), elements));
         let commands = arm(SERVICE, &binding(bridge));
         assert_eq!(written("add", &commands), expected);
+        assert_eq!(expected.clone().map(|(set, _)| set), SETS);
         assert_eq!(commands.len(), expected.len());
     }
 

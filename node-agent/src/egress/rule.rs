@@ -217,6 +217,13 @@ pub(super) fn counting_set(name: &'static str, kind: Value) -> Command {
     }}}))
 }
 
+/// A set whose elements match only while they have at most this many live connections.
+pub(super) fn limiting_set(name: &'static str, kind: &str, connections: u32) -> Command {
+    Command::Raw(json!({"add": {"set": {
+        "family": FAMILY, "table": TABLE, "name": name, "type": kind, "stmt": [{"ct count": {"val": connections}}],
+    }}}))
+}
+
 /// A map from interface to something.
 pub(super) fn interface_map(name: &'static str, value: &str) -> Command {
     Command::Raw(json!({"add": {"map": {"family": FAMILY, "table": TABLE, "name": name, "type": "ifname", "map": value}}}))

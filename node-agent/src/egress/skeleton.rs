@@ -4,6 +4,9 @@
 //! What comes from a bridge of ours and is not known is dropped, so a dead agent lets nothing out.
 //! A flow is let through as long as its connection mark is the instance's epoch, so taking the
 //! epoch out of `live` has every flow of that instance judged again.
+//!
+//! The node has one table of connections for all: questions for names are kept out of it, and what
+//! an instance may hold of it is limited.
 
 use ipnet::Ipv4Net;
 use nftables::{
@@ -18,9 +21,15 @@ use super::rule::*;
 use crate::link::BRIDGE_PREFIX;
 
 /// Raised with every change of this file; another one found in the kernel is replaced.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Port of an instance's SSH server; the only one that is published.
 const SSH_PORT: u32 = 2222;
+/// Live connections that an instance may have to the outside; far from what fills a node's table.
+const MOST_CONNECTIONS: u32 = 4096;
+/// Live SSH connections to an instance. Apart, so that strangers who knock do not use up the others.
+const MOST_SESSIONS: u32 = 512;
+/// The sets that are filled here, once.
+pub(super) const CONSTANT_SETS: [&str; 1] = ["private4"];
 /// Set on every packet with a known source; the routing guard stops what lacks it. Only the third
 /// byte is ours, others may use the rest.
 pub(super) const KNOWN_SOURCE: u32 = 0x00c5_0000;
@@ -78,8 +87,9 @@ pub(super) fn table() -> NfListObject<'static> {
     })
 }
 
-const CHAINS: [&str; 10] = [
+const CHAINS: [&str; 11] = [
     "source",
+    "known",
     "out",
     "back",
     "restricted",
@@ -108,6 +118,8 @@ fn sets() -> Vec<Command> {
             "service",
             vec![SetType::Ifname, SetType::Ipv4Addr, SetType::InetProto, SetType::InetService],
         )),
+        limiting_set("connections", "ifname", MOST_CONNECTIONS),
+        limiting_set("sessions", "ifname", MOST_SESSIONS),
         counting_set("ok", json!("ifname")),
         counting_set("denied", json!("ifname")),
         add_set(nftables::schema::Set {
@@ -151,8 +163,11 @@ fn policy_rules() -> Vec<Command> {
         ),
         rule("restricted_back", vec![is(from_port(), text("@ports")), goto("allow_back")]),
         rule("restricted_back", vec![drop_it()]),
-        rule("allow", admit(incoming)),
-        rule("allow", vec![drop_it()]),
+        rule(
+            "allow",
+            [vec![is(incoming(), text("@connections"))], admit(incoming)].concat(),
+        ),
+        rule("allow", vec![goto("deny")]),
         rule("allow_back", admit(outgoing)),
         rule("allow_back", vec![drop_it()]),
         rule("deny", vec![is(incoming(), text("@denied"))]),
@@ -188,7 +203,13 @@ fn forward_rules() -> Vec<Command> {
         ),
         rule(
             "back",
-            vec![tracked("state", "new"), tracked("status", "dnat"), ssh(), goto("allow_back")],
+            vec![
+                tracked("state", "new"),
+                tracked("status", "dnat"),
+                ssh(),
+                is(outgoing(), text("@sessions")),
+                goto("allow_back"),
+            ],
         ),
         rule("back", vec![drop_it()]),
     ]
@@ -206,9 +227,11 @@ fn node_rules() -> Vec<Command> {
             vec![
                 is(concat(vec![incoming(), payload("ip", "saddr")]), text("@bind4")),
                 mark_known(),
-                leave(),
+                goto("known"),
             ],
         ),
+        // Every question for a name comes from another port: each would be a connection.
+        raw_rule("known", json!([is(to_service(), text("@service")), {"notrack": null}])),
         rule("source", vec![is(incoming(), text("@denied")), count("spoofed"), drop_it()]),
         rule("source", vec![count("unknown"), drop_it()]),
         rule("tohost", vec![tracked("state", "established"), accept()]),
@@ -219,23 +242,15 @@ fn node_rules() -> Vec<Command> {
         ),
         rule(
             "tohost",
-            vec![
-                is(
-                    concat(vec![
-                        incoming(),
-                        payload("ip", "daddr"),
-                        meta(MetaKey::L4proto),
-                        payload("th", "dport"),
-                    ]),
-                    text("@service"),
-                ),
-                is(incoming(), text("@ok")),
-                accept(),
-            ],
+            vec![is(to_service(), text("@service")), is(incoming(), text("@ok")), accept()],
         ),
         rule("tohost", vec![goto("deny")]),
         rule("toinstance", vec![tracked("state", "established"), accept()]),
         rule("toinstance", vec![tracked("state", "related"), accept()]),
+        rule(
+            "toinstance",
+            vec![tracked("state", "untracked"), is(from_service(), text("@service")), accept()],
+        ),
         rule("toinstance", vec![tracked("status", "dnat"), ssh(), accept()]),
         // A packet of the kernel's own has no socket and so no user: neither equal nor unequal to 0.
         rule(
@@ -277,6 +292,11 @@ fn hooks(pool: Ipv4Net) -> Vec<Command> {
         rule("forward", vec![is(outgoing(), bridges()), goto("back")]),
         base_chain("input", filter, NfHook::Input, PRIORITY_FILTER),
         rule("input", vec![is(incoming(), bridges()), goto("tohost")]),
+        base_chain("output_early", filter, NfHook::Output, PRIORITY_RAW),
+        raw_rule(
+            "output_early",
+            json!([is(outgoing(), bridges()), is(from_service(), text("@service")), {"notrack": null}]),
+        ),
         base_chain("output", filter, NfHook::Output, PRIORITY_FILTER),
         rule("output", vec![is(outgoing(), bridges()), goto("toinstance")]),
         base_chain("postrouting", NfChainType::NAT, NfHook::Postrouting, PRIORITY_SOURCE_NAT),
@@ -328,6 +348,26 @@ fn from_port() -> Expression<'static> {
     concat(vec![outgoing(), meta(MetaKey::L4proto), payload("th", "sport")])
 }
 
+/// To a port of the node itself; what instances may use is in the set `service`.
+fn to_service() -> Expression<'static> {
+    concat(vec![
+        incoming(),
+        payload("ip", "daddr"),
+        meta(MetaKey::L4proto),
+        payload("th", "dport"),
+    ])
+}
+
+/// The way back.
+fn from_service() -> Expression<'static> {
+    concat(vec![
+        outgoing(),
+        payload("ip", "saddr"),
+        meta(MetaKey::L4proto),
+        payload("th", "sport"),
+    ])
+}
+
 fn prefix(address: Expression<'static>, length: u32) -> Expression<'static> {
     Expression::Named(NamedExpression::Prefix(Prefix {
         addr: Box::new(address),
@@ -358,6 +398,36 @@ mod tests {
             include_str!("skeleton.json"),
             "raise VERSION, and let skeleton.json be:\n{written}"
         );
+    }
+
+    #[test]
+    fn skeleton__should_fill_no_set_but_the_constant_ones() {
+        let commands: Vec<Value> = serde_json::from_str(&written()).unwrap();
+        let sets = commands.iter().filter_map(|command| command.pointer("/add/set"));
+        let filled: Vec<_> = sets.filter(|set| set.get("elem").is_some()).map(|set| &set["name"]).collect();
+        assert_eq!(filled, CONSTANT_SETS);
+    }
+
+    #[test]
+    fn skeleton__should_limit_what_is_tracked_before_it_lets_a_flow_pass() {
+        let written = written();
+        let rules = |chain: &str| {
+            let rules = written
+                .lines()
+                .filter(|line| line.contains(&format!("\"chain\":\"{chain}\",\"expr\"")));
+            rules.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let names = ["known", "output_early"].map(|chain| rules(chain).concat());
+        assert!(
+            names.iter().all(|rule| rule.contains("@service") && rule.contains("notrack")),
+            "{names:?}"
+        );
+        let admits = rules("allow").concat();
+        assert!(
+            admits.find("@connections") < admits.find("\"ct\":{\"key\":\"mark\"}"),
+            "{admits}"
+        );
+        assert!(admits.contains("@connections"), "{admits}");
     }
 
     #[test]

@@ -1,8 +1,11 @@
+use crabshack_shared::agent_api::v1::{InstanceReport, Phase};
+use redb::{ReadableDatabase as _, TableDefinition};
+
 use super::*;
 use crate::fixtures::order;
 
 fn ledger(folder: &Path) -> Ledger {
-    let key = SealKey::load_or_create(&folder.join("seal.key")).unwrap();
+    let key = SealKey::load_or_create(&folder.join("seal.key"), &folder.join("ledger.redb")).unwrap();
     Ledger::open(
         &folder.join("ledger.redb"),
         key,
@@ -79,4 +82,194 @@ fn ledger__should_keep_the_addresses_of_links_it_finds() {
         .unwrap();
     ledger.receive(&orders(1, vec![running.clone()]), &BTreeSet::new()).unwrap();
     assert_eq!(ledger.entry(running.id).unwrap().link.subnet.to_string(), "10.201.0.80/29");
+}
+
+/// A ledger as version 1 wrote it: no other tables, and orders without the fields that came later.
+fn write_version_1(folder: &Path, order: &InstanceOrder) {
+    const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+    const ORDERS: TableDefinition<'_, &str, &str> = TableDefinition::new("orders");
+    const LINKS: TableDefinition<'_, &str, u32> = TableDefinition::new("links");
+    let mut old = serde_json::to_value(order).unwrap();
+    for field in ["spec_revision", "on_disconnect"] {
+        old.as_object_mut().unwrap().remove(field).unwrap();
+    }
+    let key = SealKey::load_or_create(&folder.join("seal.key"), &folder.join("ledger.redb")).unwrap();
+    let sealed = key.seal(&format!("order {}", order.id), &old).unwrap();
+    let database = Database::create(folder.join("ledger.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let id = order.id.to_string();
+    transaction.open_table(META).unwrap().insert("schema", 1).unwrap();
+    transaction.open_table(META).unwrap().insert("highest_epoch", 3).unwrap();
+    transaction.open_table(META).unwrap().insert("highest_counter", 9).unwrap();
+    transaction.open_table(LINKS).unwrap().insert(id.as_str(), 5).unwrap();
+    let sealed = serde_json::to_string(&sealed).unwrap();
+    transaction
+        .open_table(ORDERS)
+        .unwrap()
+        .insert(id.as_str(), sealed.as_str())
+        .unwrap();
+    transaction.commit().unwrap();
+}
+
+fn version(folder: &Path) -> u64 {
+    let database = Database::create(folder.join("ledger.redb")).unwrap();
+    let meta = database.begin_read().unwrap().open_table(META).unwrap();
+    meta.get(schema::VERSION).unwrap().unwrap().value()
+}
+
+#[test]
+fn ledger__should_take_over_version_1_with_everything_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let old = order(Desired::Running, 9);
+    write_version_1(folder.path(), &old);
+    for _ in 0..2 {
+        let ledger = ledger(folder.path());
+        let entry = ledger.entry(old.id).unwrap();
+        assert_eq!(
+            (&entry.order, entry.link.subnet.to_string().as_str()),
+            (&old, "10.201.0.40/29")
+        );
+        assert_eq!(ledger.highest_generation(), Generation { epoch: 3, counter: 9 });
+        assert_eq!(ledger.events_waiting(), 0);
+    }
+    assert_eq!(version(folder.path()), SCHEMA);
+    let ledger = ledger(folder.path());
+    ledger.note_phases(&[report(old.id, Phase::Ready)]);
+    ledger.write_events().unwrap();
+    assert_eq!(ledger.events(10)[0].sequence, 1);
+}
+
+#[test]
+fn ledger__should_refuse_a_newer_version_and_leave_it_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(ledger(folder.path()));
+    let database = Database::create(folder.path().join("ledger.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction
+        .open_table(META)
+        .unwrap()
+        .insert(schema::VERSION, SCHEMA + 1)
+        .unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let key = SealKey::load_or_create(&folder.path().join("seal.key"), &folder.path().join("ledger.redb")).unwrap();
+    let pool = Pool::new("10.201.0.0/24".parse().unwrap()).unwrap();
+    let Err(error) = Ledger::open(&folder.path().join("ledger.redb"), key, pool) else {
+        panic!("a newer ledger was opened");
+    };
+    assert!(error.to_string().contains("install the newer node agent"), "{error}");
+    assert_eq!(version(folder.path()), SCHEMA + 1);
+}
+
+fn report(id: InstanceId, phase: Phase) -> InstanceReport {
+    InstanceReport {
+        id,
+        generation: None,
+        phase,
+        reason: None,
+        image_digest: None,
+        address: None,
+        ssh_fingerprint: None,
+        disk_used: None,
+        disk_limit: None,
+        pending_change: false,
+        last_exit: None,
+        ssh_port: None,
+    }
+}
+
+#[test]
+fn ledger__should_keep_events_and_their_numbers_across_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = order(Desired::Running, 1);
+    let phases = |ledger: &Ledger| -> Vec<(u64, Phase)> {
+        let events = ledger.events(10).into_iter();
+        events.map(|event| (event.sequence, event.phase)).collect()
+    };
+    {
+        let ledger = ledger(folder.path());
+        ledger.receive(&orders(1, vec![running.clone()]), &BTreeSet::new()).unwrap();
+        ledger.note_phases(&[report(running.id, Phase::Creating)]);
+        ledger.note_phases(&[report(running.id, Phase::Ready)]);
+        assert!(ledger.events(10).is_empty(), "what is not on the disk must not be sent");
+        ledger.write_events().unwrap();
+        ledger.acknowledge_events(1);
+        ledger.write_events().unwrap();
+        // Lost with the process: nobody has seen it, so its number is free.
+        ledger.note_phases(&[report(running.id, Phase::Stopping)]);
+    }
+    let ledger = ledger(folder.path());
+    assert_eq!(phases(&ledger), [(2, Phase::Ready)]);
+    ledger.note_phases(&[report(running.id, Phase::Starting)]);
+    ledger.note_phases(&[report(running.id, Phase::Ready)]);
+    ledger.note_phases(&[report(running.id, Phase::Stopped)]);
+    ledger.write_events().unwrap();
+    assert_eq!(phases(&ledger), [(2, Phase::Ready), (3, Phase::Stopped)]);
+    ledger.acknowledge_events(3);
+    assert!(ledger.events(10).is_empty());
+}
+
+fn leased(seconds: u32) -> InstanceOrder {
+    let on_disconnect = OnDisconnect::StopAfter { seconds };
+    InstanceOrder {
+        on_disconnect,
+        ..order(Desired::Running, 1)
+    }
+}
+
+#[test]
+fn ledger__should_let_a_leased_instance_run_only_after_a_fresh_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leased, kept) = (leased(60), order(Desired::Running, 2));
+    let desired = |ledger: &Ledger, id| ledger.entry(id).unwrap().order.desired;
+    {
+        let ledger = ledger(folder.path());
+        ledger
+            .receive(&orders(1, vec![leased.clone(), kept.clone()]), &BTreeSet::new())
+            .unwrap();
+        assert_eq!(desired(&ledger, leased.id), Desired::Stopped, "nobody has answered yet");
+        assert!(ledger.entry(leased.id).unwrap().lapsed && ledger.has_lapsed());
+        assert_eq!(ledger.entry(leased.id).unwrap().order.generation, leased.generation);
+        assert_eq!(desired(&ledger, kept.id), Desired::Running);
+        ledger.note_answer(&Moment::now(), Call::Report).unwrap();
+        assert_eq!(desired(&ledger, leased.id), Desired::Stopped, "it may be elsewhere by now");
+        ledger.note_answer(&Moment::now(), Call::Orders).unwrap();
+        assert_eq!(desired(&ledger, leased.id), Desired::Running);
+        assert!(ledger.leases_over().is_empty());
+    }
+    let reopened = ledger(folder.path());
+    assert_eq!(desired(&reopened, leased.id), Desired::Running, "a restart ended the lease");
+    let same = reopened.entry(leased.id).unwrap();
+    assert!(Arc::ptr_eq(&same, &reopened.entry(leased.id).unwrap()));
+    // Before a reboot: how long ago that was nobody knows.
+    reopened.note_answer(&Moment::at("another boot", 1), Call::Orders).unwrap();
+    drop(reopened);
+    let rebooted = ledger(folder.path());
+    assert_eq!(rebooted.leases_over(), BTreeSet::from([leased.id]));
+    assert_eq!(desired(&rebooted, kept.id), Desired::Running);
+}
+
+#[test]
+fn ledger__should_remember_which_disks_were_kept_on_purpose() {
+    let folder = tempfile::tempdir().unwrap();
+    let (kept, purged) = (
+        order(Desired::Deleted { purge: false }, 1),
+        order(Desired::Deleted { purge: true }, 2),
+    );
+    {
+        let ledger = ledger(folder.path());
+        ledger
+            .receive(&orders(1, vec![kept.clone(), purged.clone()]), &BTreeSet::new())
+            .unwrap();
+        ledger
+            .receive(&orders(2, vec![]), &BTreeSet::from([kept.id, purged.id]))
+            .unwrap();
+    }
+    let ledger = ledger(folder.path());
+    assert!(ledger.is_kept(kept.id) && !ledger.is_kept(purged.id));
+    let mut undeleted = kept.clone();
+    undeleted.desired = Desired::Running;
+    undeleted.generation.counter = 5;
+    ledger.receive(&orders(3, vec![undeleted]), &BTreeSet::new()).unwrap();
+    assert!(!ledger.is_kept(kept.id));
 }

@@ -1,6 +1,8 @@
 //! Does one step. No decisions: each step is one call into the room that owns it, and may be run
 //! again at any time.
 
+use std::time::Duration;
+
 use crabshack_shared::instance::ServiceType;
 
 use super::{observe::ArmedCache, plan::Action};
@@ -14,6 +16,9 @@ use crate::{
     recipe::{self, Recipe},
     volume::VolumeError,
 };
+
+/// How long an instance of a type that is no longer known may take to end.
+const STRANGER_GRACE: Duration = Duration::from_secs(30);
 
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +72,7 @@ pub(crate) async fn apply(node: &Node, armed: &ArmedCache, entry: &Entry, action
                 .update_limits(id, &recipe_of(entry)?.limits(&entry.order.spec))
                 .await?
         }
+        Action::Confine => node.docker.confine(id).await?,
         Action::Unpause => node.docker.unpause_container(id).await?,
         Action::StartContainer => {
             node.docker.start_container(id).await?;
@@ -74,7 +80,7 @@ pub(crate) async fn apply(node: &Node, armed: &ArmedCache, entry: &Entry, action
             files::configure_done(&folder)?;
         }
         Action::Reconfigure => reconfigure(node, entry).await?,
-        Action::StopContainer => node.docker.stop_container(id, recipe_of(entry)?.stop_grace).await?,
+        Action::StopContainer => node.docker.stop_container(id, stop_grace(entry)).await?,
         Action::SaveLog => logs::save(&node.docker, &folder, id).await,
         Action::RemoveContainer => node.docker.remove_container(id).await?,
         Action::DisarmEgress => {
@@ -97,8 +103,13 @@ async fn reconfigure(node: &Node, entry: &Entry) -> Result<(), ApplyError> {
     Err(ApplyError::Command {
         command: command.join(" "),
         code: result.code,
-        output: result.output,
+        output: logs::last_words(&result.output),
     })
+}
+
+/// An instance of a type that is no longer known can still be stopped.
+fn stop_grace(entry: &Entry) -> Duration {
+    recipe::recipe(&entry.order.spec.service_type).map_or(STRANGER_GRACE, |recipe| recipe.stop_grace)
 }
 
 fn recipe_of(entry: &Entry) -> Result<&'static Recipe, ApplyError> {

@@ -58,7 +58,7 @@ impl Attempts {
 
     /// The container has ended; the same ending (of that container at that time) counts once.
     pub(crate) fn note_exit(&mut self, container: &str, finished_at: &str) {
-        let ending = format!("{container} {finished_at}");
+        let ending = ending(container, finished_at);
         if self.last_exit.as_ref().is_none_or(|(known, _)| *known != ending) {
             if self
                 .running_since
@@ -71,6 +71,22 @@ impl Attempts {
             self.memory_kill = None;
             self.last_exit = Some((ending, Instant::now()));
         }
+    }
+
+    /// The container has ended because the node stopped it, to start it again later: no failure of its own.
+    pub(crate) fn note_stopped(&mut self, container: &str, finished_at: &str) {
+        let ending = ending(container, finished_at);
+        if self.last_exit.as_ref().is_none_or(|(known, _)| *known != ending) {
+            self.exits = 0;
+            self.running_since = None;
+            self.memory_kill = None;
+            self.last_exit = Some((ending, Instant::now()));
+        }
+    }
+
+    /// It was the node that ended it.
+    pub(crate) fn was_stopped(&self) -> bool {
+        self.exits == 0 && self.last_exit.is_some()
     }
 
     /// The container runs.
@@ -120,6 +136,10 @@ impl Attempts {
     }
 }
 
+fn ending(container: &str, finished_at: &str) -> String {
+    format!("{container} {finished_at}")
+}
+
 /// 1, 2, 4 ... 60 seconds.
 fn delay(count: u32) -> Duration {
     Duration::from_secs(1 << count.saturating_sub(1).min(6)).min(LONGEST_WAIT)
@@ -155,6 +175,18 @@ mod tests {
         assert!(attempts.has_memory_kill());
         attempts.note_exit("c", "2");
         assert!(!attempts.has_memory_kill());
+    }
+
+    #[test]
+    fn attempts__should_not_count_a_stop_by_the_node() {
+        let mut attempts = Attempts::default();
+        attempts.note_exit("c", "1");
+        assert!(!attempts.was_stopped());
+        attempts.note_stopped("c", "2");
+        attempts.note_exit("c", "2");
+        assert!(attempts.was_stopped());
+        attempts.note_exit("c", "3");
+        assert!(!attempts.was_stopped() && !attempts.is_crash_loop());
     }
 
     #[test]

@@ -43,8 +43,8 @@ pub(crate) enum ObserveError {
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot {
     pub(crate) instances: BTreeMap<InstanceId, Seen>,
-    /// Here, but in no order.
-    pub(crate) unknown: BTreeSet<InstanceId>,
+    /// Here, but in no order; with the port of the node that each keeps for its SSH.
+    pub(crate) unknown: BTreeMap<InstanceId, Option<u16>>,
 }
 
 /// One instance: what decisions need, and what reports add.
@@ -71,7 +71,14 @@ impl Seen {
 /// Which bridges are armed: listed from the kernel every period, kept up by arming and disarming in
 /// between, since a listing costs as much as arming.
 #[derive(Debug, Default)]
-pub(crate) struct ArmedCache(Mutex<BTreeSet<String>>);
+pub(crate) struct ArmedCache(Mutex<Armed>);
+
+#[derive(Debug, Default)]
+struct Armed {
+    bridges: BTreeSet<String>,
+    /// What was noted since the last listing began: it may be newer than the listing.
+    noted: BTreeMap<String, bool>,
+}
 
 impl ArmedCache {
     /// Repairs the ruleset and reads what is armed.
@@ -79,26 +86,44 @@ impl ArmedCache {
         if egress.repair().await? {
             tracing::warn!("somebody had changed the egress ruleset or the routing guard; both were put back");
         }
-        let armed = egress.armed().await?;
-        *self.lock() = armed;
+        self.replaced(|| egress.armed()).await
+    }
+
+    /// Takes over a listing, except for links that were noted while it was made.
+    async fn replaced<E>(&self, list: impl AsyncFnOnce() -> Result<BTreeSet<String>, E>) -> Result<(), E> {
+        self.lock().noted.clear();
+        let listed = list().await?;
+        let mut armed = self.lock();
+        armed.bridges = listed;
+        for (bridge, is_armed) in std::mem::take(&mut armed.noted) {
+            armed.set(bridge, is_armed);
+        }
         Ok(())
     }
 
     /// Notes that a link is armed or not any more.
     pub(crate) fn note(&self, link: &Link, armed: bool) {
-        if armed {
-            self.lock().insert(link.bridge.clone());
-        } else {
-            self.lock().remove(&link.bridge);
-        }
+        let mut known = self.lock();
+        known.noted.insert(link.bridge.clone(), armed);
+        known.set(link.bridge.clone(), armed);
     }
 
     fn contains(&self, link: &Link) -> bool {
-        self.lock().contains(&link.bridge)
+        self.lock().bridges.contains(&link.bridge)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Armed> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Armed {
+    fn set(&mut self, bridge: String, armed: bool) {
+        if armed {
+            self.bridges.insert(bridge);
+        } else {
+            self.bridges.remove(&bridge);
+        }
     }
 }
 
@@ -141,9 +166,9 @@ pub(crate) async fn observe(
     }
     snapshot.unknown = docker
         .containers
-        .keys()
-        .filter(|id| !snapshot.instances.contains_key(id))
-        .copied()
+        .iter()
+        .filter(|(id, _)| !snapshot.instances.contains_key(id))
+        .map(|(id, container)| (*id, container.published))
         .collect();
     Ok(snapshot)
 }
@@ -196,6 +221,7 @@ async fn look(
             restarts: container.restarts,
             limits: limits(node, entry, container, &run, earlier).await,
             run,
+            confined: container.confined,
             pending: false,
         });
     }
@@ -297,5 +323,33 @@ impl Images {
         let digest = node.docker.image_digest(image).await?;
         self.0.insert(image.clone(), digest.clone());
         Ok(digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::Pool;
+
+    #[tokio::test]
+    async fn armed__should_keep_what_was_noted_while_the_kernel_was_listed() -> anyhow::Result<()> {
+        let pool = Pool::new("10.201.0.0/16".parse()?)?;
+        let link = |index| pool.link(InstanceId::random(), index);
+        let (armed_late, disarmed_late, gone, stays) = (link(1)?, link(2)?, link(3)?, link(4)?);
+        let cache = ArmedCache::default();
+        cache.note(&gone, true);
+        let listed = [&disarmed_late, &stays].map(|link| link.bridge.clone());
+        let list = async || {
+            cache.note(&armed_late, true);
+            cache.note(&disarmed_late, false);
+            Ok::<_, EgressError>(BTreeSet::from(listed.clone()))
+        };
+        cache.replaced(list).await?;
+        let known = [&armed_late, &disarmed_late, &gone, &stays].map(|link| cache.contains(link));
+        assert_eq!(known, [true, false, false, true]);
+        // What was noted counts once: the next listing is newer.
+        cache.replaced(async || Ok::<_, EgressError>(BTreeSet::new())).await?;
+        assert!(!cache.contains(&armed_late));
+        Ok(())
     }
 }

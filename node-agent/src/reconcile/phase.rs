@@ -89,6 +89,8 @@ fn running(
                         "{ending}, which means that it cannot start with its configuration; see its log"
                     )),
                 )
+            } else if attempts.was_stopped() {
+                (Phase::Starting, reason)
             } else if attempts.is_crash_loop() {
                 (Phase::Waiting, Some(format!("{ending} again and again; see its log")))
             } else {
@@ -127,6 +129,7 @@ mod tests {
             restarts,
             run,
             limits: LimitsState::Match,
+            confined: true,
             pending: false,
         };
         Observed {

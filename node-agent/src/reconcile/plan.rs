@@ -25,6 +25,7 @@ pub(crate) enum Action {
     PullImage,
     CreateContainer,
     UpdateLimits,
+    Confine,
     Unpause,
     StartContainer,
     Reconfigure,
@@ -48,6 +49,7 @@ impl Action {
             Self::PullImage => "PullImage",
             Self::CreateContainer => "CreateContainer",
             Self::UpdateLimits => "UpdateLimits",
+            Self::Confine => "Confine",
             Self::Unpause => "Unpause",
             Self::StartContainer => "StartContainer",
             Self::Reconfigure => "Reconfigure",
@@ -96,6 +98,8 @@ pub(crate) struct Container {
     pub(crate) restarts: u64,
     pub(crate) run: Run,
     pub(crate) limits: LimitsState,
+    /// Nobody put it into another network or has Docker start it.
+    pub(crate) confined: bool,
     /// The next one would be made differently: from a later specification or another recipe.
     pub(crate) pending: bool,
 }
@@ -238,6 +242,9 @@ fn run(order: &InstanceOrder, observed: &Observed, attempts: &Attempts, never_re
             .is_some_and(|container| container.limits == LimitsState::Differ)
     {
         actions.push(Action::UpdateLimits);
+    }
+    if !again && observed.container.as_ref().is_some_and(|container| !container.confined) {
+        actions.push(Action::Confine);
     }
     let mut look_again = None;
     match observed.container.as_ref().map(|container| &container.run) {

@@ -18,7 +18,7 @@ use super::{
     plan::{Action, Plan, must_be_made_again, plan},
     probe::{Health, Probes},
 };
-use crate::{ledger::Entry, volume::Volume};
+use crate::{lease, ledger::Entry, volume::Volume};
 
 #[derive(Default)]
 pub(crate) struct Progress(Mutex<State>);
@@ -26,7 +26,7 @@ pub(crate) struct Progress(Mutex<State>);
 #[derive(Default)]
 struct State {
     instances: BTreeMap<InstanceId, Instance>,
-    unknown: BTreeSet<InstanceId>,
+    unknown: BTreeMap<InstanceId, Option<u16>>,
 }
 
 struct Instance {
@@ -77,6 +77,7 @@ impl Progress {
         let attempts = &mut instance.attempts;
         attempts.note_order(entry.order.generation);
         match (&seen.observed.container, &seen.finished_at) {
+            (Some(container), Some(finished_at)) if entry.lapsed => attempts.note_stopped(&container.docker_id, finished_at),
             (Some(container), Some(finished_at)) => attempts.note_exit(&container.docker_id, finished_at),
             (Some(container), None) if container.run.is_up() => attempts.note_running(),
             _ => {}
@@ -115,10 +116,10 @@ impl Progress {
         }
     }
 
-    /// What is here, but in no order.
-    pub(super) fn note_unknown(&self, unknown: BTreeSet<InstanceId>) {
+    /// What is here, but in no order, with the port that each keeps.
+    pub(super) fn note_unknown(&self, unknown: BTreeMap<InstanceId, Option<u16>>) {
         let mut state = self.lock();
-        for id in unknown.difference(&state.unknown) {
+        for id in unknown.keys().filter(|id| !state.unknown.contains_key(id)) {
             tracing::warn!(instance = %id, "an instance runs here that no order names; it is left alone and reported");
         }
         state.unknown = unknown;
@@ -137,8 +138,8 @@ impl Progress {
         let unknown = state
             .unknown
             .iter()
-            .filter(|id| !state.instances.contains_key(id))
-            .map(|id| InstanceReport {
+            .filter(|(id, _)| !state.instances.contains_key(id))
+            .map(|(id, ssh_port)| InstanceReport {
                 id: *id,
                 generation: None,
                 phase: Phase::Unknown,
@@ -150,6 +151,7 @@ impl Progress {
                 disk_limit: None,
                 pending_change: false,
                 last_exit: None,
+                ssh_port: *ssh_port,
             });
         state
             .instances
@@ -186,7 +188,10 @@ impl Instance {
                 .filter(|_| order.desired == Desired::Running)?
                 .warning(order.spec.resources.storage)
         };
-        let reason = reason.or_else(warning);
+        let reason = match phase {
+            Phase::Stopping | Phase::Stopped if self.entry.lapsed => Some(lease::REASON.to_owned()),
+            _ => reason.or_else(warning),
+        };
         InstanceReport {
             id: order.id,
             generation: Some(order.generation),
@@ -199,6 +204,7 @@ impl Instance {
             disk_limit: usage.and_then(|usage| usage.limit),
             pending_change: self.is_pending(),
             last_exit: self.last_exit(),
+            ssh_port: Some(order.spec.ssh_port),
         }
     }
 
@@ -218,6 +224,6 @@ impl Instance {
     fn last_exit(&self) -> Option<LastExit> {
         let wanted = self.entry.order.desired == Desired::Running;
         let shown = wanted && (self.seen.last_exit.is_some() || self.attempts.is_looping_now());
-        self.last_exit.clone().filter(|_| shown)
+        self.last_exit.clone().filter(|_| shown && !self.attempts.was_stopped())
     }
 }

@@ -2,18 +2,22 @@
 
 use std::{
     net::SocketAddr,
-    sync::{PoisonError, RwLock},
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use crabshack_shared::{
     agent_api::{
         LONG_POLL_SECONDS,
-        v1::{EnrolAnswer, EnrolRequest, Orders, RenewAnswer, RenewRequest, Report},
+        v1::{EnrolAnswer, EnrolRequest, Orders, RenewAnswer, RenewRequest, Report, ReportAnswer},
     },
     tls::COORDINATOR_NAME,
 };
-use reqwest::{RequestBuilder, Response, StatusCode};
+use reqwest::{RequestBuilder, Response, StatusCode, header::DATE};
 use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
 
@@ -56,6 +60,7 @@ pub(crate) struct Client {
     port: u16,
     tls: RwLock<ClientConfig>,
     http: RwLock<Option<reqwest::Client>>,
+    clock_offset: AtomicI64,
 }
 
 impl Client {
@@ -70,6 +75,7 @@ impl Client {
             port,
             tls: RwLock::new(tls),
             http: RwLock::new(None),
+            clock_offset: AtomicI64::new(0),
         }
     }
 
@@ -94,10 +100,17 @@ impl Client {
         read(response).await.map(Some)
     }
 
-    /// Sends what is observed.
-    pub(crate) async fn report(&self, report: &Report) -> Result<(), UplinkError> {
+    /// Sends what is observed. A coordinator that keeps no events answers nothing.
+    pub(crate) async fn report(&self, report: &Report) -> Result<ReportAnswer, UplinkError> {
         let http = self.http().await?;
-        self.send(http.post(self.url("report")).json(report)).await.map(drop)
+        let response = self.send(http.post(self.url("report")).json(report)).await?;
+        let body = response.bytes().await.map_err(UplinkError::Answer)?;
+        Ok(serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    /// How far the node's clock was ahead of the coordinator's when that last answered, in seconds.
+    pub(crate) fn clock_offset(&self) -> i64 {
+        self.clock_offset.load(Ordering::Relaxed)
     }
 
     /// Asks for the first certificate.
@@ -132,6 +145,9 @@ impl Client {
                 });
             }
         };
+        if let Some(offset) = response.headers().get(DATE).and_then(|date| offset(date.to_str().ok()?, Utc::now())) {
+            self.clock_offset.store(offset, Ordering::Relaxed);
+        }
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -167,4 +183,22 @@ impl Client {
 
 async fn read<T: DeserializeOwned>(response: Response) -> Result<T, UplinkError> {
     response.json().await.map_err(UplinkError::Answer)
+}
+
+/// Seconds from an answer's `Date` to now.
+fn offset(date: &str, now: DateTime<Utc>) -> Option<i64> {
+    let date = DateTime::parse_from_rfc2822(date).ok()?;
+    Some((now - date.with_timezone(&Utc)).num_seconds())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clock__should_be_compared_with_the_date_of_an_answer() {
+        let now = "2026-01-02T03:04:05Z".parse().unwrap();
+        assert_eq!(offset("Fri, 02 Jan 2026 04:04:05 GMT", now), Some(-3600));
+        assert_eq!(offset("yesterday", now), None);
+    }
 }

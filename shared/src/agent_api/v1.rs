@@ -35,9 +35,9 @@ pub struct InstanceOrder {
     pub generation: Generation,
     /// The state to reach.
     pub desired: Desired,
-    /// Counts asked restarts: a container made for a lower count is made again.
+    /// Rank of the generation that last asked for a restart: a container made for a lower one is made again.
     pub restarts: u64,
-    /// Counts changes that only a new container takes on: one made for a lower count runs on and is
+    /// Rank of the generation of the last change that only a new container takes on: one made for a lower one runs on and is
     /// reported as `pending_change`.
     #[serde(default)]
     pub spec_revision: u64,
@@ -199,6 +199,10 @@ pub struct InstanceReport {
     /// How it last ended, while it is down by itself.
     #[serde(default)]
     pub last_exit: Option<LastExit>,
+    /// The port of the node that leads to its SSH; none: it has none, or an older node agent does not
+    /// tell.
+    #[serde(default)]
+    pub ssh_port: Option<u16>,
 }
 
 /// How a container ended by itself.

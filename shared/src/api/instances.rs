@@ -6,8 +6,10 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::{
+    agent_api::v1::{LastExit, OnDisconnect, Stats},
     ids::{InstanceId, NodeId, UserId},
     instance::{InstanceName, InstanceStatus, ServiceType},
+    resources::Bytes,
     secret::Secret,
 };
 
@@ -78,6 +80,60 @@ pub struct CreateInstance {
     pub storage_size: Option<LooseText>,
     /// More environment. Nulls are skipped.
     pub extra_env: Option<BTreeMap<String, Option<LooseText>>>,
+    /// True: it cannot be deleted.
+    pub protected: Option<bool>,
+    /// What its node does while the coordinator is away; it runs on by default.
+    pub on_disconnect: Option<OnDisconnect>,
+}
+
+/// Body of `PATCH /instances/{name}`. What is absent or null stays as it is; unknown fields are
+/// accepted.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PatchInstance {
+    /// The key that may log in by SSH; an empty text: nobody.
+    pub ssh_pubkey: Option<LooseText>,
+    /// Key of the model API.
+    pub nearai_api_key: Option<LooseText>,
+    /// Base URL of the model API.
+    pub nearai_api_url: Option<LooseText>,
+    /// Memory, like `2g`.
+    pub mem_limit: Option<LooseText>,
+    /// Processors, like `1` or `0.5`.
+    pub cpus: Option<LooseText>,
+    /// Size of the volume.
+    pub storage_size: Option<LooseText>,
+    /// Merged into the present environment: a null takes a variable out.
+    pub extra_env: Option<BTreeMap<String, Option<LooseText>>>,
+    /// True: it cannot be deleted.
+    pub protected: Option<bool>,
+    /// What its node does while the coordinator is away.
+    pub on_disconnect: Option<OnDisconnect>,
+    /// Cannot be changed; refused unless it is the present one.
+    pub service_type: Option<LooseText>,
+    /// Cannot be changed; refused unless it is the present one.
+    pub image: Option<LooseText>,
+}
+
+/// Body of `POST /instances/{id}/undelete`; may be absent.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct UndeleteInstance {
+    /// The name from now on; the old one by default.
+    pub name: Option<LooseText>,
+}
+
+/// Answer of `POST /instances/{name}/token/rotate`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RotatedToken {
+    /// Whose.
+    pub name: InstanceName,
+    /// Opens the instance's gateway from now on.
+    pub token: Secret,
+    /// Opens the instance in a browser.
+    pub instance_url: String,
+    /// The same.
+    pub dashboard_url: String,
+    /// True while the container still has the old one in its environment.
+    pub pending_change: bool,
 }
 
 /// Body of `POST /instances/{name}/restart`; may be absent.
@@ -127,7 +183,26 @@ pub struct InstanceSummary {
     pub created_at: DateTime<Utc>,
 }
 
-/// Answer of `GET /instances/{name}`.
+/// Answer of `GET /instances?deleted=true`: newest first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeletedInstanceList {
+    /// All deleted instances whose disk is still there.
+    pub instances: Vec<DeletedInstance>,
+}
+
+/// A deleted instance whose disk is still there.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeletedInstance {
+    /// What the list of living ones says too.
+    #[serde(flatten)]
+    pub summary: InstanceSummary,
+    /// When its deletion was asked for.
+    pub deleted_at: DateTime<Utc>,
+    /// When its disk is removed.
+    pub purge_at: DateTime<Utc>,
+}
+
+/// Answer of `GET /instances/{name}` and `PATCH /instances/{name}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InstanceDetails {
     /// What the list says too.
@@ -153,6 +228,20 @@ pub struct InstanceDetails {
     pub instance_url: String,
     /// The same.
     pub dashboard_url: String,
+    /// True while something that was changed waits for the next restart.
+    pub pending_change: bool,
+    /// True: it cannot be deleted.
+    pub protected: bool,
+    /// What its node does while the coordinator is away.
+    pub on_disconnect: OnDisconnect,
+    /// What its volume holds, in bytes; null when its node cannot tell.
+    pub disk_used: Option<Bytes>,
+    /// What its volume may hold, in bytes; null when nothing bounds it.
+    pub disk_limit: Option<Bytes>,
+    /// What is wrong although it runs, for people.
+    pub warning: Option<String>,
+    /// How it last ended, while it is down by itself.
+    pub last_exit: Option<LastExit>,
 }
 
 /// Answer of `GET /instances/{name}/ssh`.
@@ -175,6 +264,49 @@ pub struct InstanceLogs {
     pub name: InstanceName,
     /// The last lines, oldest first; empty when it is not running.
     pub logs: String,
+}
+
+/// Data of one event of `GET /instances/{name}/logs?follow=true`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Without its line break.
+    pub line: String,
+}
+
+/// Answer of `GET /instances/{name}/stats`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InstanceStats {
+    /// Whose.
+    pub name: InstanceName,
+    /// What it uses.
+    pub stats: Usage,
+}
+
+/// What an instance uses.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Usage {
+    /// The numbers.
+    Up(Box<UsageNumbers>),
+    /// `{}`: it is not running.
+    Down {},
+}
+
+/// The numbers, and some of them as `docker stats` writes them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UsageNumbers {
+    /// Processors, like `12.50%`; 100 % is one of them.
+    #[serde(rename = "CPUPerc")]
+    pub cpu: String,
+    /// Memory and its limit, like `512MiB / 2GiB`.
+    #[serde(rename = "MemUsage")]
+    pub memory: String,
+    /// Received and sent, like `1.2MB / 340kB`.
+    #[serde(rename = "NetIO")]
+    pub network: String,
+    /// All of it as numbers.
+    #[serde(flatten)]
+    pub numbers: Stats,
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    agent_api::v1::{Finding, Pressure, StorageFacts},
     ids::{InstanceId, NodeId},
+    instance::InstanceName,
     resources::Bytes,
     secret::Secret,
 };
@@ -23,7 +25,7 @@ pub enum NodeStatus {
 
 /// One element of `GET /nodes`, whose answer is a bare array.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Node {
+pub struct Node<Instances = usize> {
     /// The key.
     pub id: NodeId,
     /// Its host name.
@@ -54,8 +56,14 @@ pub struct Node {
     pub architecture: Option<String>,
     /// The node agent's version.
     pub agent_version: Option<String>,
-    /// How many instances are assigned to it.
-    pub instances: usize,
+    /// The instances that are assigned to it: in the list their number.
+    pub instances: Instances,
+    /// The disk behind its volumes; null until it tells.
+    pub storage: Option<StorageFacts>,
+    /// What instances reserve of its disk, in bytes; deleted ones too until their disk is removed.
+    pub reserved_storage: Bytes,
+    /// What it does not do because its disks are nearly full.
+    pub pressure: Pressure,
     /// What runs there without our knowing it: left alone.
     pub unknown_instances: Vec<InstanceId>,
     /// When it was last heard of by this coordinator.
@@ -64,6 +72,29 @@ pub struct Node {
     pub enrolled_at: DateTime<Utc>,
     /// What it cannot do and people should know.
     pub warnings: Vec<String>,
+}
+
+/// Answer of `GET /nodes/{id}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeDetails {
+    /// What the list says too, with the instances themselves instead of their number.
+    #[serde(flatten)]
+    pub node: Node<Vec<NodeInstance>>,
+    /// What `doctor` last found there.
+    pub findings: Vec<Finding>,
+}
+
+/// An instance of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInstance {
+    /// The key.
+    pub id: InstanceId,
+    /// The label.
+    pub name: InstanceName,
+    /// Where it is on its way, in one word.
+    pub phase: String,
+    /// True while something that was changed waits for its next restart.
+    pub pending_change: bool,
 }
 
 /// Answer of `POST /nodes/join-token`.

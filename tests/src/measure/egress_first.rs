@@ -21,7 +21,8 @@ use crate::{
 };
 
 const POOL_FIRST: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 0);
-const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);
+/// The one address of the node that instances may talk to.
+pub const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);
 const FLOOD_MILLISECONDS: &str = "1000";
 
 /// Floods with `starts` starts of an instance.
@@ -109,8 +110,8 @@ fn escaped(machine: &Machine, targets: &[SocketAddr]) -> anyhow::Result<u64> {
     Ok(outside + inside)
 }
 
-/// Waits until a flood is over; how many packets it tried.
-async fn flooded(cluster: &Cluster<'_>) -> anyhow::Result<u64> {
+/// Waits until the flood of the instance `flooder` is over; how many packets it tried.
+pub async fn flooded(cluster: &Cluster<'_>) -> anyhow::Result<u64> {
     let attempts = async || {
         let count = cluster.client.get("/gateway/flooder/flood").await?.success()?;
         Ok::<_, anyhow::Error>(count["sent"].as_u64().unwrap_or_default() + count["refused"].as_u64().unwrap_or_default())
@@ -200,8 +201,8 @@ async fn inside(cluster: &Cluster<'_>, path: &str) -> anyhow::Result<serde_json:
     cluster.client.get(&format!("/gateway/flooder/{path}")).await?.success()
 }
 
-/// DNS, HTTP and HTTPS to the outside.
-async fn allowed_works(cluster: &Cluster<'_>) -> anyhow::Result<()> {
+/// DNS, HTTP and HTTPS to the outside, from the instance `flooder`.
+pub async fn allowed_works(cluster: &Cluster<'_>) -> anyhow::Result<()> {
     for port in [80, 443] {
         let answer = inside(cluster, &format!("connect?to={PUBLIC}:{port}")).await?;
         ensure!(answer["result"] == "ok", "port {port}: {answer}");

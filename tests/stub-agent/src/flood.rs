@@ -1,5 +1,6 @@
 //! Packets from the first moment of the process, to everything in `STUB_FLOOD`: UDP datagrams and
-//! TCP connection attempts, as fast as possible for `STUB_FLOOD_MS`, then a few per second.
+//! TCP connection attempts, as fast as possible for `STUB_FLOOD_MS`, then a few per second. With
+//! `STUB_FLOOD_PORTS=1` every datagram leaves from a port of its own.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
@@ -29,15 +30,20 @@ pub(crate) fn start(settings: &Settings) {
         return;
     }
     let fast = settings.milliseconds("STUB_FLOOD_MS").unwrap_or(Duration::from_secs(2));
-    thread::spawn(move || run(&targets, fast));
+    let own_ports = settings.flag("STUB_FLOOD_PORTS");
+    thread::spawn(move || run(&targets, fast, own_ports));
 }
 
-fn run(targets: &[SocketAddr], fast: Duration) {
+fn run(targets: &[SocketAddr], fast: Duration, own_ports: bool) {
     let any: [(IpAddr, u16); 2] = [(Ipv4Addr::UNSPECIFIED.into(), 0), (Ipv6Addr::UNSPECIFIED.into(), 0)];
-    let sockets = any.map(|address| UdpSocket::bind(address).ok());
+    let bind = || any.map(|address| UdpSocket::bind(address).ok());
+    let mut sockets = bind();
     let began = Instant::now();
     for number in 0_u64.. {
         for target in targets {
+            if own_ports {
+                sockets = bind();
+            }
             if let Some(socket) = &sockets[usize::from(target.is_ipv6())] {
                 count(socket.send_to(&number.to_be_bytes(), target).is_ok());
             }

@@ -7,7 +7,7 @@
 //! | `STUB_CRASH_TIMES` | the first N starts in this home end at once |
 //! | `STUB_IGNORE_TERM` | 1: SIGTERM does nothing |
 //! | `STUB_EAT_MEMORY_MB` | touches that much memory |
-//! | `STUB_FLOOD`, `STUB_FLOOD_MS` | `address:port,...`: packets from the first moment, see [`crate::flood`] |
+//! | `STUB_FLOOD`, `STUB_FLOOD_MS`, `STUB_FLOOD_PORTS` | `address:port,...`: packets from the first moment, see [`crate::flood`] |
 
 use std::{collections::BTreeMap, env, fs, path::PathBuf, time::Duration};
 

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use chrono::{SubsecRound as _, Utc};
 use crabshack_shared::{
+    api::events::{Origin, Wished},
     ids::{InstanceId, UserId},
+    instance::InstanceName,
     problem::{Code, Problem},
 };
 
@@ -12,7 +14,7 @@ use super::{super::internal, request::Checked};
 use crate::{
     app::App,
     placement::{self, Need, NoRoom},
-    store::{InstanceRecord, NewInstance, NoPlace, StoreError},
+    store::{InstanceRecord, NewInstance, NoPlace, StoreError, wished},
 };
 
 /// Why nothing was written.
@@ -35,6 +37,8 @@ pub(super) async fn create(app: &Arc<App>, checked: Checked, owner: UserId) -> R
         name: checked.name.clone(),
         owner,
         spec: checked.spec,
+        protected: checked.protected,
+        on_disconnect: checked.on_disconnect,
     };
     let task = {
         let app = Arc::clone(app);
@@ -43,7 +47,7 @@ pub(super) async fn create(app: &Arc<App>, checked: Checked, owner: UserId) -> R
             let written = app
                 .store
                 .write(move |writing| -> Result<InstanceRecord, Refused> {
-                    let records = writing.instances()?;
+                    let records = writing.claims()?;
                     let mut candidates = placement::candidates(&writing.nodes()?, &records, &inner.registry);
                     let need = Need::of(&new.spec.service_type, &new.spec.resources);
                     let record = writing
@@ -52,6 +56,8 @@ pub(super) async fn create(app: &Arc<App>, checked: Checked, owner: UserId) -> R
                     // Those that wait already come first.
                     placement::seat_waiting(inner.placement.as_ref(), &mut candidates, &records);
                     inner.placement.choose(&mut candidates, need)?;
+                    let event = wished(Wished::Created, Origin::Api, record.generation, record.created_at, None);
+                    writing.note(record.id, &event)?;
                     Ok(record)
                 })
                 .await;
@@ -65,11 +71,18 @@ pub(super) async fn create(app: &Arc<App>, checked: Checked, owner: UserId) -> R
     let written = app.shutdown.tasks.spawn(task).await.map_err(internal)?;
     written.map_err(|refused| match refused {
         Refused::Store(error) => internal(error),
-        Refused::Place(NoPlace::NameTaken) => {
-            let name = checked.name.map(|name| name.to_string()).unwrap_or_default();
-            Problem::conflict(Code::NameTaken, format!("an instance named `{name}` exists already"))
-        }
-        Refused::Place(NoPlace::NoPort) => Problem::conflict(Code::NoCapacity, "all SSH ports are in use"),
+        Refused::Place(why) => no_place(why, checked.name.as_ref()),
         Refused::Room(why) => Problem::conflict(Code::NoCapacity, format!("no capacity: {why}")),
     })
+}
+
+/// Why an instance cannot have its name or a port.
+pub(super) fn no_place(why: NoPlace, name: Option<&InstanceName>) -> Problem {
+    match why {
+        NoPlace::NameTaken => {
+            let name = name.map(InstanceName::as_str).unwrap_or_default();
+            Problem::conflict(Code::NameTaken, format!("an instance named `{name}` exists already"))
+        }
+        NoPlace::NoPort => Problem::conflict(Code::NoCapacity, "all SSH ports are in use"),
+    }
 }

@@ -1,14 +1,15 @@
-//! Checks what was asked for, before anything happens. Pure: everything but the name's being free and
-//! the room for it.
+//! Checks what was asked for, a new instance or changes of one, before anything happens. Pure:
+//! everything but the name's being free and the room for it.
 
 use std::collections::BTreeMap;
 
 use crabshack_shared::{
-    agent_api::v1::InstanceSecrets,
-    api::instances::{CreateInstance, LooseText},
-    instance::InstanceName,
+    agent_api::v1::{InstanceSecrets, OnDisconnect},
+    api::instances::{CreateInstance, LooseText, PatchInstance},
+    ids::InstanceId,
+    instance::{InstanceName, InvalidName, ServiceType},
     problem::Problem,
-    resources::Resources,
+    resources::{Bytes, Cpus, Resources},
     secret::Secret,
 };
 
@@ -23,6 +24,8 @@ const SSH_KEY_LIMIT: usize = 16 << 10;
 const ENVIRONMENT_NAME_LIMIT: usize = 128;
 const ENVIRONMENT_VALUE_LIMIT: usize = 32 << 10;
 const ENVIRONMENT_COUNT_LIMIT: usize = 256;
+/// A node hears of us every 10 seconds: with less, a lease would run out while all is well.
+const LEASE_SECONDS: std::ops::RangeInclusive<u32> = 15..=31_536_000;
 
 /// Environment that we set ourselves, or that would change what we run.
 const MANAGED: [&str; 33] = [
@@ -67,6 +70,27 @@ pub(crate) struct Checked {
     pub(crate) name: Option<InstanceName>,
     pub(crate) spec: Spec,
     pub(crate) secrets: InstanceSecrets,
+    pub(crate) protected: bool,
+    pub(crate) on_disconnect: OnDisconnect,
+}
+
+/// What is to be changed of an instance; none: as it is.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// `Some(None)`: nobody may log in.
+    pub(crate) ssh_pubkey: Option<Option<String>>,
+    pub(crate) nearai_api_key: Option<Secret>,
+    pub(crate) nearai_api_url: Option<String>,
+    pub(crate) memory: Option<Bytes>,
+    pub(crate) cpus: Option<Cpus>,
+    pub(crate) storage: Option<Bytes>,
+    /// Without a value: taken out.
+    pub(crate) extra_env: BTreeMap<String, Option<Secret>>,
+    pub(crate) protected: Option<bool>,
+    pub(crate) on_disconnect: Option<OnDisconnect>,
+    /// Only good if they are the present ones.
+    pub(crate) service_type: Option<String>,
+    pub(crate) image: Option<String>,
 }
 
 /// Checks a request. The instance's token is made here.
@@ -86,23 +110,14 @@ pub(crate) fn check(request: CreateInstance) -> Result<Checked, Problem> {
             service_types::names()
         ))
     })?;
-    let name = given(request.name)
-        .map(|name| name.parse::<InstanceName>())
-        .transpose()
-        .map_err(|error| Problem::invalid(error.to_string()))?;
+    let name = name(request.name)?;
     let storage = given(request.storage_size).unwrap_or_else(|| DEFAULT_STORAGE.to_owned());
     let resources = Resources {
         memory: field("mem_limit", mem_limit.parse())?,
         cpus: field("cpus", cpus.parse())?,
         storage: field("storage_size", storage.parse())?,
     };
-    let minimum = service_types::minimum_memory(&service_type);
-    if resources.memory < minimum {
-        return Err(Problem::invalid(format!(
-            "mem_limit: {} is too little for `{service_type}`: it needs at least {minimum}",
-            resources.memory
-        )));
-    }
+    enough_memory(&service_type, resources.memory)?;
     let spec = Spec {
         service_type,
         image: field("image", image.parse())?,
@@ -113,9 +128,98 @@ pub(crate) fn check(request: CreateInstance) -> Result<Checked, Problem> {
     let secrets = InstanceSecrets {
         token: Secret::random(),
         nearai_api_key: api_key(nearai_api_key)?,
-        extra_env: environment(request.extra_env.unwrap_or_default())?,
+        extra_env: environment(request.extra_env.unwrap_or_default())?
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect(),
     };
-    Ok(Checked { name, spec, secrets })
+    Ok(Checked {
+        name,
+        spec,
+        secrets,
+        protected: request.protected.unwrap_or_default(),
+        on_disconnect: lease(request.on_disconnect.unwrap_or_default())?,
+    })
+}
+
+/// Checks changes, as far as they can be checked without the instance.
+pub(crate) fn check_changes(request: PatchInstance) -> Result<Changes, Problem> {
+    let text = |value: Option<LooseText>| value.map(|text| text.0);
+    Ok(Changes {
+        ssh_pubkey: match text(request.ssh_pubkey) {
+            Some(key) if key.trim().is_empty() => Some(None),
+            Some(key) => Some(Some(ssh_key(key)?)),
+            None => None,
+        },
+        nearai_api_key: match text(request.nearai_api_key) {
+            Some(key) if key.is_empty() => return Err(Problem::invalid("nearai_api_key must not be empty")),
+            Some(key) => Some(api_key(key)?),
+            None => None,
+        },
+        nearai_api_url: text(request.nearai_api_url).map(api_url).transpose()?,
+        memory: text(request.mem_limit)
+            .map(|size| field("mem_limit", size.parse()))
+            .transpose()?,
+        cpus: text(request.cpus).map(|count| field("cpus", count.parse())).transpose()?,
+        storage: text(request.storage_size)
+            .map(|size| field("storage_size", size.parse()))
+            .transpose()?,
+        extra_env: environment(request.extra_env.unwrap_or_default())?,
+        protected: request.protected,
+        on_disconnect: request.on_disconnect.map(lease).transpose()?,
+        service_type: text(request.service_type),
+        image: text(request.image),
+    })
+}
+
+/// A name that was asked for. One in the form of an id could be taken for one.
+pub(crate) fn name(asked: Option<LooseText>) -> Result<Option<InstanceName>, Problem> {
+    let Some(text) = given(asked) else {
+        return Ok(None);
+    };
+    if text.parse::<InstanceId>().is_ok() {
+        return Err(Problem::invalid("name must not have the form of an instance id"));
+    }
+    let name: InstanceName = text
+        .parse()
+        .map_err(|error: InvalidName| Problem::invalid(error.to_string()))?;
+    Ok(Some(name))
+}
+
+/// Refuses less memory than the service needs to start.
+pub(crate) fn enough_memory(service_type: &ServiceType, memory: Bytes) -> Result<(), Problem> {
+    let minimum = service_types::minimum_memory(service_type);
+    if memory >= minimum {
+        return Ok(());
+    }
+    Err(Problem::invalid(format!(
+        "mem_limit: {memory} is too little for `{service_type}`: it needs at least {minimum}"
+    )))
+}
+
+/// Merges changes into an environment. An environment that grows too large is refused.
+pub(crate) fn merge(
+    environment: &mut BTreeMap<String, Secret>,
+    changes: BTreeMap<String, Option<Secret>>,
+) -> Result<(), Problem> {
+    for (name, value) in changes {
+        match value {
+            Some(value) => environment.insert(name, value),
+            None => environment.remove(&name),
+        };
+    }
+    few_enough(environment.len())
+}
+
+fn lease(on_disconnect: OnDisconnect) -> Result<OnDisconnect, Problem> {
+    match on_disconnect {
+        OnDisconnect::StopAfter { seconds } if !LEASE_SECONDS.contains(&seconds) => Err(Problem::invalid(format!(
+            "on_disconnect: seconds must be from {} to {}",
+            LEASE_SECONDS.start(),
+            LEASE_SECONDS.end()
+        ))),
+        _ => Ok(on_disconnect),
+    }
 }
 
 /// All required texts, or a problem that names all that are missing.
@@ -179,12 +283,17 @@ fn api_key(text: String) -> Result<Secret, Problem> {
     Ok(Secret::from(text))
 }
 
-fn environment(asked: BTreeMap<String, Option<LooseText>>) -> Result<BTreeMap<String, Secret>, Problem> {
-    if asked.len() > ENVIRONMENT_COUNT_LIMIT {
-        return Err(Problem::invalid(format!(
-            "extra_env may hold at most {ENVIRONMENT_COUNT_LIMIT} variables"
-        )));
+fn few_enough(variables: usize) -> Result<(), Problem> {
+    if variables <= ENVIRONMENT_COUNT_LIMIT {
+        return Ok(());
     }
+    Err(Problem::invalid(format!(
+        "extra_env may hold at most {ENVIRONMENT_COUNT_LIMIT} variables"
+    )))
+}
+
+fn environment(asked: BTreeMap<String, Option<LooseText>>) -> Result<BTreeMap<String, Option<Secret>>, Problem> {
+    few_enough(asked.len())?;
     let mut environment = BTreeMap::new();
     for (name, value) in asked {
         let shown: String = name.chars().take(64).collect();
@@ -200,6 +309,7 @@ fn environment(asked: BTreeMap<String, Option<LooseText>>) -> Result<BTreeMap<St
             return Err(Problem::invalid(format!("extra_env: `{shown}` is set by the server")));
         }
         let Some(LooseText(value)) = value else {
+            environment.insert(name, None);
             continue;
         };
         if value.len() > ENVIRONMENT_VALUE_LIMIT || value.contains(['\n', '\r', '\0']) {
@@ -207,7 +317,7 @@ fn environment(asked: BTreeMap<String, Option<LooseText>>) -> Result<BTreeMap<St
                 "extra_env: the value of `{shown}` must be one line of at most {ENVIRONMENT_VALUE_LIMIT} bytes"
             )));
         }
-        environment.insert(name, Secret::from(value));
+        environment.insert(name, Some(Secret::from(value)));
     }
     Ok(environment)
 }

@@ -63,6 +63,11 @@ pub(super) fn follow(app: &Arc<App>, record: &InstanceRecord, goal: Goal, first:
         patience: Box::pin(sleep(app.settings.ready_timeout)),
         ended: false,
     };
+    sse(following.events())
+}
+
+/// Events as an answer that is not held back and does not fall silent.
+pub(super) fn sse(events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static) -> Response {
     let keepalive = KeepAlive::new().interval(KEEPALIVE).text("keepalive");
     (
         [
@@ -70,7 +75,7 @@ pub(super) fn follow(app: &Arc<App>, record: &InstanceRecord, goal: Goal, first:
             // Or nginx would hold events back.
             (HeaderName::from_static("x-accel-buffering"), "no"),
         ],
-        Sse::new(following.events()).keep_alive(keepalive),
+        Sse::new(events).keep_alive(keepalive),
     )
         .into_response()
 }
@@ -167,7 +172,7 @@ fn judge(
             _ => (Stage::Superseded, "It was deleted meanwhile".to_owned()),
         };
     };
-    if record.generation > generation {
+    if record.wish_generation > generation {
         return (Stage::Superseded, "A later request took over".to_owned());
     }
     if record.assignment.is_none() {
@@ -233,6 +238,9 @@ mod tests {
         let stop = record.generation;
         record.generation = stop.next();
         let seen = observation(&record, Phase::Stopped, true);
+        let ended = judge(Goal::Stopped, stop, Some(&record), Some(&seen)).0;
+        assert_eq!(ended, Stage::Stopped, "a change of what it is takes nothing over");
+        record.wish_generation = record.generation;
         assert_eq!(judge(Goal::Stopped, stop, Some(&record), Some(&seen)).0, Stage::Superseded);
         assert_eq!(judge(Goal::Ready, stop, None, None).0, Stage::Superseded);
         assert_eq!(judge(Goal::Deleted { purge: true }, stop, None, None).0, Stage::Deleted);

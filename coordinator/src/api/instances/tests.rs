@@ -1,3 +1,6 @@
+mod capacity;
+mod on_its_node;
+
 use axum::http::{Method, Request, StatusCode};
 use crabshack_shared::agent_api::v1::{Desired, Phase};
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -115,6 +118,12 @@ async fn create__should_refuse_bad_input_before_the_first_byte() {
         (json!({"extra_env": {"PATH": "/x"}}), "set by the server"),
         (json!({"extra_env": {"OPENCLAW_GATEWAY_TOKEN": "x"}}), "set by the server"),
         (json!({"extra_env": ["A"]}), "does not fit"),
+        (
+            json!({"on_disconnect": {"action": "stop_after", "seconds": 1}}),
+            "on_disconnect: seconds",
+        ),
+        (json!({"on_disconnect": {"action": "stop_after"}}), "on_disconnect"),
+        (json!({"on_disconnect": {"action": "move"}}), "on_disconnect"),
     ];
     for (change, says) in cases {
         let mut body = create_body("one");
@@ -210,8 +219,12 @@ async fn api__should_need_the_secret_everywhere_but_for_health_and_metrics() {
         ("POST", "/instances/x/stop"),
         ("GET", "/instances/x/ssh"),
         ("GET", "/instances/x/logs"),
+        ("GET", "/instances/x/logs?follow=true"),
+        ("GET", "/instances/x/stats"),
+        ("GET", "/instances/x/events"),
         ("GET", "/nodes"),
         ("POST", "/nodes/join-token"),
+        ("GET", "/nodes/node-000000000001"),
         ("DELETE", "/nodes/node-000000000001"),
         ("GET", "/gateway/x/y"),
     ] {
@@ -369,8 +382,9 @@ async fn restart__should_count_and_refuse_another_image() {
     assert_eq!(test.record("one").generation, before.generation);
     let same = r#"{"image": "docker.io/owner/stub:1", "user_id": "x"}"#;
     assert_eq!(test.ask(Method::POST, "/instances/one/restart", same).await.status(), 200);
-    assert_eq!(test.record("one").restarts, 1);
-    assert!(test.record("one").generation > before.generation);
+    let record = test.record("one");
+    assert_eq!(record.restarts, record.generation.rank());
+    assert!(record.generation > before.generation);
 }
 
 #[tokio::test(start_paused = true)]

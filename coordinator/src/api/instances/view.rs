@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crabshack_shared::{
+    agent_api::v1::InstanceReport,
     api::instances::{InstanceDetails, InstanceSummary, SshAccess},
     instance::InstanceName,
     secret::Secret,
@@ -17,6 +18,8 @@ use crate::{
 
 /// The port of every gateway on its instance's link.
 const GATEWAY_PORT: u16 = 18_789;
+/// From here on a disk is worth a warning.
+const DISK_WARNING_PERCENT: u64 = 90;
 /// Who logs in to an instance.
 const SSH_USER: &str = "agent";
 
@@ -86,9 +89,24 @@ pub(crate) fn details(app: &App, found: &Found, token: Secret) -> InstanceDetail
         ssh_command: ssh.map(|ssh| ssh.command),
         instance_url: url.clone(),
         dashboard_url: url,
+        pending_change: status::pending_change(&found.record, found.observation.as_ref()),
+        protected: found.record.protected,
+        on_disconnect: found.record.on_disconnect,
+        disk_used: report.and_then(|report| report.disk_used),
+        disk_limit: report.and_then(|report| report.disk_limit),
+        warning: report.and_then(disk_warning),
+        last_exit: report.and_then(|report| report.last_exit.clone()),
         token,
         summary,
     }
+}
+
+/// Said before a full disk stops what runs in the instance.
+fn disk_warning(report: &InstanceReport) -> Option<String> {
+    let (used, limit) = (report.disk_used?, report.disk_limit?);
+    let percent = used.get().saturating_mul(100) / limit.get().max(1);
+    (percent >= DISK_WARNING_PERCENT)
+        .then(|| format!("its disk is {percent} % full ({used} of {limit}): remove files, or give it a larger storage_size"))
 }
 
 /// How to log in; none while it is on no node that we know to reach.
@@ -122,6 +140,33 @@ fn reachable_host(data_plane: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{instance_report, record};
+    use crabshack_shared::{
+        agent_api::v1::{Desired, Phase},
+        resources::Bytes,
+    };
+
+    #[test]
+    fn disk_warning__should_come_before_the_disk_is_full_and_only_where_it_is_bounded() {
+        let mut report = instance_report(&record(Desired::Running, None), Phase::Ready);
+        for (used, limit, warned) in [
+            (None, None, false),
+            (Some(9), None, false),
+            (Some(8), Some(10), false),
+            (Some(9), Some(10), true),
+            (Some(10), Some(10), true),
+            (Some(0), Some(0), false),
+        ] {
+            (report.disk_used, report.disk_limit) = (used.map(Bytes::gibibytes), limit.map(Bytes::gibibytes));
+            assert_eq!(disk_warning(&report).is_some(), warned, "{used:?} of {limit:?}");
+        }
+        let text = disk_warning(&InstanceReport {
+            disk_used: Some(Bytes::gibibytes(9)),
+            disk_limit: Some(Bytes::gibibytes(10)),
+            ..report
+        });
+        assert!(text.unwrap().contains("90 % full (9g of 10g)"));
+    }
 
     #[test]
     fn reachable_host__should_be_the_data_planes() {

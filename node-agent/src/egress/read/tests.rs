@@ -3,7 +3,6 @@
 use serde_json::json;
 
 use super::*;
-use crate::egress::skeleton::{schema, skeleton};
 
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);
 const BRIDGE: &str = "cs-0123456789ab";
@@ -27,6 +26,8 @@ fn listing() -> Value {
         map("reprofile", policy("restricted_back")),
         set("ports", json!([{"concat": [BRIDGE, "tcp", 80]}, {"concat": [BRIDGE, "tcp", 443]}])),
         set("service", json!([{"concat": [BRIDGE, "10.201.0.1", "tcp", 53]}, {"concat": [BRIDGE, "10.201.0.1", "udp", 53]}])),
+        set("connections", json!([{"elem": {"val": BRIDGE, "ct count": {"val": 4096}}}])),
+        set("sessions", json!([{"elem": {"val": BRIDGE, "ct count": {"val": 512}}}])),
         set("ok", json!([counted(json!(BRIDGE), 3)])),
         set("denied", json!([counted(json!(BRIDGE), 1), counted(json!(other), 4)])),
         {"set": {"name": "rate", "type": "ifname", "flags": ["timeout"], "timeout": 60}},
@@ -47,7 +48,7 @@ fn table__should_call_a_link_armed_only_when_nothing_of_it_is_missing() {
         address: Ipv4Addr::new(10, 201, 0, 10),
     };
     assert_eq!(read(&listing).armed(SERVICE), [binding]);
-    for set in [3, 4, 5, 6, 7, 8, 9, 10, 11] {
+    for set in 3..=13 {
         let kind = if (5..8).contains(&set) { "map" } else { "set" };
         let elements = listing["nftables"][set][kind]["elem"].as_array_mut().unwrap();
         let first = elements.remove(0);
@@ -62,6 +63,14 @@ fn table__should_call_a_link_armed_only_when_nothing_of_it_is_missing() {
             .unwrap()
             .insert(0, first);
     }
+}
+
+#[test]
+fn table__should_call_a_link_armed_that_an_earlier_version_armed() {
+    let mut listing = listing();
+    let objects = listing["nftables"].as_array_mut().unwrap();
+    objects.retain(|object| object["set"]["name"] != "connections" && object["set"]["name"] != "sessions");
+    assert_eq!(read(&listing).armed(SERVICE).len(), 1);
 }
 
 #[test]
@@ -106,25 +115,69 @@ fn table__should_print_the_elements_of_a_bridge_so_that_nft_finds_them() {
     assert_eq!(json!(elements), json!(BTreeMap::from(expected)));
 }
 
-#[test]
-fn table__should_match_its_skeleton_until_a_rule_or_the_schema_differs() {
-    let pool = "10.201.0.0/16".parse().unwrap();
-    let rules = skeleton(pool)
+/// What nft lists of the skeleton.
+fn constant_objects() -> Vec<Value> {
+    let objects = skeleton::skeleton("10.201.0.0/16".parse().unwrap())
         .into_iter()
         .filter_map(|command| serde_json::to_value(command).unwrap().get("add").cloned());
-    let objects: Vec<Value> = rules.filter(|object| object.get("rule").is_some()).collect();
-    let matches = |objects: &[Value]| {
-        read(&json!({"nftables": objects}))
-            .matches(&schema(pool), &skeleton(pool))
-            .unwrap()
+    objects
+        .filter(|object| object.get("rule").is_some() || object.get("set").is_some())
+        .collect()
+}
+
+fn expected() -> Constant {
+    Constant::of(&skeleton::skeleton("10.201.0.0/16".parse().unwrap())).unwrap()
+}
+
+fn found(objects: &[Value]) -> Constant {
+    read(&json!({"nftables": objects})).constant()
+}
+
+#[test]
+fn constant__should_differ_by_a_rule_more_or_less_or_another_schema() {
+    let objects = constant_objects();
+    assert_eq!(found(&objects), expected());
+    let rules = objects.iter().enumerate().filter(|(_, object)| object.get("rule").is_some());
+    for (index, rule) in rules {
+        let without = [&objects[..index], &objects[index + 1..]].concat();
+        assert_ne!(found(&without), expected(), "without {rule}");
+        assert!(!found(&without).resembles(&expected()), "without {rule}");
+        let twice = [&objects[..], &objects[index..=index]].concat();
+        assert_ne!(found(&twice), expected(), "twice {rule}");
+    }
+    let another = Constant::of(&skeleton::skeleton("10.202.0.0/16".parse().unwrap())).unwrap();
+    assert!(!another.resembles(&expected()));
+    assert!(!Table::default().constant().resembles(&expected()));
+}
+
+#[test]
+fn constant__should_differ_by_a_rule_that_was_replaced() {
+    let objects = constant_objects();
+    for index in 0..objects.len() {
+        let mut changed = objects.clone();
+        let Some(statements) = changed[index].pointer_mut("/rule/expr") else {
+            continue;
+        };
+        *statements = json!([{"accept": null}]);
+        if changed != objects {
+            assert_ne!(found(&changed), expected(), "{}", objects[index]);
+        }
+    }
+}
+
+#[test]
+fn constant__should_differ_by_the_elements_of_a_constant_set_only() {
+    let mut objects = constant_objects();
+    let mut change = |set: &str, elements: Value| {
+        let object = objects.iter_mut().find(|object| object["set"]["name"] == set).unwrap();
+        object["set"]["elem"] = elements;
+        found(&objects)
     };
-    assert!(matches(&objects));
-    assert!(!matches(&objects[1..]));
-    assert!(!matches(&[&objects[..], &objects[..1]].concat()));
-    assert!(
-        !read(&json!({"nftables": objects}))
-            .matches("another", &skeleton(pool))
-            .unwrap()
-    );
-    assert!(!Table::default().matches(&schema(pool), &skeleton(pool)).unwrap());
+    assert_eq!(change("ports", json!([{"concat": [BRIDGE, "tcp", 80]}])), expected());
+    assert_eq!(change("rate", json!([BRIDGE])), expected());
+    let one = change("private4", json!([{"prefix": {"addr": "10.0.0.0", "len": 8}}]));
+    assert_ne!(one, expected());
+    let none = change("private4", json!([]));
+    assert_ne!(none, expected());
+    assert!(!none.resembles(&expected()));
 }

@@ -14,6 +14,7 @@ fn container(run: Run) -> Container {
         restarts: 0,
         run,
         limits: LimitsState::Match,
+        confined: true,
         pending: false,
     }
 }
@@ -203,6 +204,26 @@ fn plan__should_change_limits_without_a_restart_unless_that_would_kill() {
         again,
         [StopContainer, SaveLog, RemoveContainer, CreateContainer, StartContainer]
     );
+}
+
+#[test]
+fn plan__should_confine_a_container_that_somebody_let_loose() {
+    use Action::*;
+    let loose = |run| {
+        let container = Container {
+            confined: false,
+            ..container(run)
+        };
+        Observed {
+            container: Some(container),
+            ..settled(Run::Running)
+        }
+    };
+    let running = order(Desired::Running);
+    assert_eq!(actions(&running, &loose(Run::Running)), [Confine]);
+    assert_eq!(actions(&running, &loose(Run::Created)), [Confine, StartContainer]);
+    let restart = InstanceOrder { restarts: 1, ..running };
+    assert!(!actions(&restart, &loose(Run::Running)).contains(&Confine), "the next one is");
 }
 
 #[test]
@@ -410,6 +431,7 @@ fn happen(observed: &mut Observed, action: Action, order: &InstanceOrder) {
             .container
             .iter_mut()
             .for_each(|container| container.limits = LimitsState::Match),
+        Action::Confine => observed.container.iter_mut().for_each(|container| container.confined = true),
         Action::Unpause => set(observed, Run::Running),
         // It reads its files as it starts.
         Action::StartContainer => {
