@@ -92,6 +92,9 @@ pub(crate) struct ServeArguments {
     /// Life of certificates in seconds, for tests.
     #[arg(long, env = "CRABSHACK_CERTIFICATE_SECONDS", hide = true, default_value_t = 90 * 24 * 3600, value_parser = value_parser!(u64).range(5..=31_536_000))]
     pub(crate) certificate_seconds: u64,
+    /// Life of join tokens in seconds, for tests.
+    #[arg(long, env = "CRABSHACK_JOIN_TOKEN_SECONDS", hide = true, default_value_t = 3600, value_parser = value_parser!(u32).range(1..=3600))]
+    pub(crate) join_token_seconds: u32,
     /// Where the crash harness kills this process, for tests.
     #[arg(long, env = "CRABSHACK_HALT_AT", hide = true)]
     pub(crate) halt_at: Option<HaltPoint>,

@@ -63,6 +63,8 @@ pub(crate) struct Settings {
     pub(crate) delete_grace: Duration,
     /// Life of a certificate.
     pub(crate) certificate_life: Duration,
+    /// How long a join token can be used.
+    pub(crate) join_token_life: Duration,
 }
 
 /// Scheme, host and port under which browsers reach the UI listener.
@@ -122,6 +124,7 @@ impl Settings {
             ready_timeout: Duration::from_secs(arguments.ready_timeout),
             delete_grace: arguments.delete_grace,
             certificate_life: Duration::from_secs(arguments.certificate_seconds),
+            join_token_life: Duration::from_secs(arguments.join_token_seconds.into()),
         })
     }
 

@@ -38,6 +38,7 @@ main() {
   uninstall_it
   flush_it
   purge_it
+  ((FAILED == 0)) || nest journalctl -u crabshack-api -u crabshack-node-agent -n 60 -o short-precise --no-pager
   printf '%s passed, %s failed\n' "$PASSED" "$FAILED"
   ((FAILED == 0))
 }
@@ -68,6 +69,7 @@ prepare_programs() {
 }
 
 # bad_program NAME COMMAND
+# shellcheck disable=SC2016
 bad_program() { printf '#!/bin/sh\n[ "$1" = --version ] && exec echo %s 9.9.9\n%s\necho "this release is bad" >&2\nexit 1\n' "$@"; }
 
 # The folder of the tests, as the machine in the machine sees it.

@@ -7,6 +7,7 @@
 pub mod agent_api;
 pub mod api;
 pub mod config;
+pub mod environment;
 pub mod generation;
 pub mod halt;
 pub mod ids;

@@ -7,7 +7,7 @@ use axum::{
     extract::{FromRequestParts, RawPathParams, State},
     http::{StatusCode, request::Parts},
 };
-use chrono::{SubsecRound as _, TimeDelta, Utc};
+use chrono::{SubsecRound as _, Utc};
 use crabshack_shared::{
     api::nodes::{JoinTokenAnswer, Node, NodeDetails, NodeInstance, NodeStatus},
     ids::NodeId,
@@ -24,9 +24,6 @@ use crate::{
     placement, status,
     store::{InstanceRecord, NodeRecord, StoreError},
 };
-
-/// How long a join token can be used.
-const JOIN_TOKEN_LIFE: TimeDelta = TimeDelta::hours(1);
 
 /// `GET /nodes`: a bare array, as clients expect it. Revoked nodes are shown while instances are
 /// recorded on them.
@@ -109,7 +106,7 @@ fn no_such_node() -> Problem {
 pub(crate) async fn join_token(State(app): State<Arc<App>>) -> Result<Json<JoinTokenAnswer>, Problem> {
     let secret = Secret::random();
     let now = Utc::now().trunc_subsecs(3);
-    let expires_at = now + JOIN_TOKEN_LIFE;
+    let expires_at = now + app.settings.join_token_life;
     let kept = secret.clone();
     app.store
         .write(move |writing| writing.put_join_token(&kept, expires_at, now))

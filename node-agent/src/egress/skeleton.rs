@@ -60,7 +60,7 @@ const PRIVATE: [(&str, u32); 11] = [
 ];
 
 /// What the table was made from, written into it.
-pub(super) fn schema(pool: Ipv4Net) -> String {
+fn schema(pool: Ipv4Net) -> String {
     format!("crabshack schema {VERSION} pool {pool}")
 }
 

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crabshack_shared::{resources::Bytes, secret::Secret};
+use crabshack_shared::{environment, resources::Bytes, secret::Secret};
 use serde_json::json;
 
 use super::{ContainerSpec, Files, Mount, Published, Recipe, RecipeInput, SSH_PORT, Tmpfs};
@@ -15,19 +15,6 @@ const HOME: &str = "/home/agent";
 const STOP_GRACE: Duration = Duration::from_secs(30);
 /// The user that the proxy says is there. The proxy has checked who it is.
 const OWNER: &str = "crabshack-owner";
-
-/// Names that the instance's further environment may not take: they would break what the node
-/// relies on. A token beside `trusted-proxy` makes the gateway refuse to start.
-const MANAGED: [&str; 8] = [
-    "OPENCLAW_CONFIG_PATH",
-    "OPENCLAW_GATEWAY_BIND",
-    "OPENCLAW_GATEWAY_PORT",
-    "OPENCLAW_GATEWAY_TOKEN",
-    "OPENCLAW_HOME",
-    "OPENCLAW_STATE_DIR",
-    "PATH",
-    "SSH_PUBKEY",
-];
 
 pub(super) const RECIPE: Recipe = Recipe {
     ports: &[GATEWAY_PORT],
@@ -142,7 +129,7 @@ fn secret_environment(input: &RecipeInput<'_>) -> BTreeMap<String, Secret> {
     let mut all: BTreeMap<String, Secret> = secrets
         .extra_env
         .iter()
-        .filter(|(key, _)| !MANAGED.contains(&key.as_str()) && !public.contains_key(*key))
+        .filter(|(key, _)| !environment::is_managed(key) && !public.contains_key(*key))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
     // Ours come last, so they win.

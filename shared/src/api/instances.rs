@@ -14,9 +14,16 @@ use crate::{
 };
 
 /// A text that a client may also send as a number (`"cpus": 1`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct LooseText(pub String);
+
+/// Keys come as such texts too, so none is ever printed.
+impl fmt::Debug for LooseText {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("[text]")
+    }
+}
 
 impl<'de> Deserialize<'de> for LooseText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -75,7 +75,7 @@ async fn take(name: &str) -> anyhow::Result<Figures> {
         "create" => create::figures(&machine, 25, 12).await,
         "gateway" => gateway::figures(&machine).await,
         "storm" => storm::figures(&machine, &storm::Size::FULL).await,
-        "crash" => crash::figures(&machine, 1).await,
+        "crash" => crash::figures(&machine, crash::Share::Whole).await,
         "quota" => quota::figures(&machine, 1024).await,
         _ => egress_first::figures(&machine, 20).await,
     };

@@ -1,16 +1,25 @@
-//! `crash`: every action that a plan can hold, killed before and after it and run twice. The end
-//! state must equal that of a run without a kill.
+//! `crash`: every action that a plan can hold, killed before and after it and run twice; dockerd is
+//! killed in the middle of what it is asked for. The end state must equal that of a run without a kill.
 //!
-//! A reference run tells which actions there are: both processes log each by name. So a new action
-//! is in the harness by construction.
+//! A reference run tells which actions there are: both processes log each by name. The run must lead to
+//! all of them ([`coverage`]), so a new action is in the harness by construction.
 
+mod coverage;
 mod scenario;
 mod state;
+mod victim;
 
-use std::{collections::BTreeMap, env, fs, io::Write as _};
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    env, fs,
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
+use victim::Point;
 
 use super::Figures;
 use crate::{
@@ -24,6 +33,8 @@ const HALT_AT: &str = "CRABSHACK_HALT_AT";
 
 /// Narrows a search for a hole: points whose text, like `NodeAgent after:CreateNetwork:1`, holds this.
 const ONLY: &str = "CRABSHACK_TESTS_CRASH_ONLY";
+/// Repeats a random choice.
+const SEED: &str = "CRABSHACK_TESTS_CRASH_SEED";
 /// Lines of each log that a hole shows.
 const LOG_LINES: usize = 25;
 
@@ -35,55 +46,104 @@ struct Step {
     occurrence: usize,
 }
 
-/// Kills at every `every`-th step.
-pub async fn figures(machine: &Machine, every: usize) -> anyhow::Result<Figures> {
-    let (reference, steps) = run(machine, &[]).await.context("the reference run")?;
+/// How much of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// Every kill around every step.
+    Whole,
+    /// A random third of the kills, others each time; none is begun after so long.
+    Third(Duration),
+}
+
+/// Kills around every step, or some.
+pub async fn figures(machine: &Machine, share: Share) -> anyhow::Result<Figures> {
+    let began = Instant::now();
+    let (reference, steps) = reference(machine).await.context("the reference run")?;
     ensure!(!steps.is_empty(), "the processes log no actions");
-    let mut points = vec![(Who::Coordinator, "twice".to_owned()), (Who::NodeAgent, "twice".to_owned())];
-    for step in steps.iter().step_by(every) {
-        points.extend(["before", "after"].map(|moment| (step.who, format!("{moment}:{}:{}", step.action, step.occurrence))));
+    coverage::check(&steps.iter().map(|step| step.action.as_str()).collect())?;
+    let mut points = victim::points(&steps);
+    let mut figures = Figures::default();
+    let mut until = None;
+    if let Share::Third(longest) = share {
+        let seed = env::var(SEED)
+            .ok()
+            .and_then(|seed| seed.parse().ok())
+            .unwrap_or_else(rand::random::<u32>);
+        say(&format!("a random third of {} kills; {SEED}={seed} repeats it", points.len()));
+        figures.add("seed", seed);
+        victim::shuffle(&mut points, seed.into());
+        points.truncate(points.len().div_ceil(3));
+        until = Some(longest);
     }
     if let Ok(only) = env::var(ONLY) {
-        points.retain(|(who, point)| format!("{who:?} {point}").contains(&only));
+        points.retain(|point| point.text().contains(&only));
     }
-    let (mut kills, mut missed, mut holes) = (0, 0, 0);
-    for (who, point) in points {
-        let outcome = run_halted(machine, who, &point).await;
+    let mut tally = Tally::default();
+    for point in &points {
+        if until.is_some_and(|longest| began.elapsed() > longest) {
+            break;
+        }
+        tally.runs += 1;
+        if let Some(hole) = tally.count(point, run_halted(machine, point, &reference).await, &reference) {
+            say(&format!("hole: {}: {hole}\n{}", point.text(), evidence(machine)));
+        }
+    }
+    figures.add("steps", steps.len());
+    figures.add("chosen", points.len());
+    figures.add("runs", tally.runs);
+    figures.add("kills", tally.kills);
+    figures.add("engine_kills", tally.engine_kills);
+    figures.add("missed", tally.missed);
+    figures.add("holes", tally.holes);
+    figures.add_rounded("seconds", began.elapsed().as_secs_f64());
+    Ok(figures)
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    runs: u64,
+    kills: u64,
+    engine_kills: u64,
+    missed: u64,
+    holes: u64,
+}
+
+impl Tally {
+    /// What is wrong with a run, if something is.
+    fn count(&mut self, point: &Point, outcome: anyhow::Result<(Value, bool)>, reference: &Value) -> Option<String> {
         let hole = match outcome {
             Ok((state, killed)) => {
-                kills += u64::from(killed);
-                missed += u64::from(!killed && point != "twice");
-                state::difference(&reference, &state)
+                let wanted = !matches!(point, Point::Process { at, .. } if at == "twice");
+                self.kills += u64::from(killed);
+                self.engine_kills += u64::from(killed && matches!(point, Point::Engine { .. }));
+                if wanted && !killed {
+                    self.missed += 1;
+                    say(&format!("missed: {}", point.text()));
+                }
+                state::difference(reference, &state)
             }
             Err(error) => Some(format!("{error:#}")),
         };
-        if let Some(hole) = hole {
-            holes += 1;
-            drop(writeln!(
-                std::io::stderr(),
-                "hole: {who:?} {point}: {hole}\n{}",
-                evidence(machine)
-            ));
-        }
+        self.holes += u64::from(hole.is_some());
+        hole
     }
-    let mut figures = Figures::default();
-    figures.add("steps", steps.len());
-    figures.add("kills", kills);
-    figures.add("missed", missed);
-    figures.add("holes", holes);
-    Ok(figures)
+}
+
+/// Progress of a long run; a closed standard error is the reader's choice.
+fn say(text: &str) {
+    drop(writeln!(std::io::stderr(), "{text}"));
 }
 
 /// The ends of the logs of the run that was just wiped.
 fn evidence(machine: &Machine) -> String {
-    let names = ["coordinator.previous", "node-agent.previous", "evidence.log"];
+    let names = ["coordinator.previous", "node-agent.previous", "evidence.log", "dockerd.log"];
     names.map(|name| log_end(&machine.logs().join(name), LOG_LINES)).join("\n")
 }
 
 /// A run without a kill: the end state, and every step in order.
-async fn run(machine: &Machine, settings: &[(Who, &str, &str)]) -> anyhow::Result<(Value, Vec<Step>)> {
+async fn reference(machine: &Machine) -> anyhow::Result<(Value, Vec<Step>)> {
     let mut result = None;
-    Cluster::with_settings(machine, settings, async |cluster| {
+    Cluster::with_settings(machine, &scenario::SETTINGS, async |cluster| {
         let ids = scenario::play(cluster).await?;
         let state = state::of(cluster, &ids).await?;
         result = Some((state, steps(cluster)?));
@@ -93,37 +153,56 @@ async fn run(machine: &Machine, settings: &[(Who, &str, &str)]) -> anyhow::Resul
     result.context("no result")
 }
 
-/// A run with a halt point, and whether it was reached.
-async fn run_halted(machine: &Machine, who: Who, point: &str) -> anyhow::Result<(Value, bool)> {
+/// A run with a kill: the end state, and whether somebody was killed.
+async fn run_halted(machine: &Machine, point: &Point, reference: &Value) -> anyhow::Result<(Value, bool)> {
+    let mut settings = scenario::SETTINGS.to_vec();
+    if let Point::Process { who, at } = point {
+        settings.push((*who, HALT_AT, at));
+    }
     let mut result = None;
-    Cluster::with_settings(machine, &[(who, HALT_AT, point)], async |cluster| {
-        let mut killed = false;
-        let ids = scenario::play_through(cluster, &mut killed).await?;
-        result = Some((state::of(cluster, &ids).await?, killed));
+    Cluster::with_settings(machine, &settings, async |cluster| {
+        let log = cluster.log(Who::NodeAgent);
+        let (mut died, engine_killed) = (false, Cell::new(false));
+        let ids = match point {
+            Point::Process { .. } => scenario::play_through(cluster, &mut died).await?,
+            Point::Engine { step, after } => {
+                let play = scenario::play_through(cluster, &mut died);
+                let kill = victim::kill_engine(machine, &log, step, *after, &engine_killed);
+                tokio::pin!(play, kill);
+                tokio::select! {
+                    ended = &mut kill => {
+                        ended?;
+                        play.await?
+                    }
+                    ids = &mut play => {
+                        let ids = ids?;
+                        if engine_killed.get() {
+                            kill.await?;
+                        }
+                        ids
+                    }
+                }
+            }
+        };
+        let state = state::settled(cluster, &ids, reference).await?;
+        result = Some((state, died || engine_killed.get()));
         Ok(())
     })
     .await?;
     result.context("no result")
 }
 
-/// What both processes logged: `{"fields": {"message": "action", "action": NAME}}`.
+/// What both processes announced.
 fn steps(cluster: &Cluster<'_>) -> anyhow::Result<Vec<Step>> {
     let mut steps = Vec::new();
     for who in Who::ALL {
         let mut seen = BTreeMap::<String, usize>::new();
-        for line in fs::read_to_string(cluster.log(who))?.lines() {
-            let Ok(entry) = serde_json::from_str::<Value>(line) else {
-                continue;
-            };
-            let (message, action) = (&entry["fields"]["message"], &entry["fields"]["action"]);
-            let (Some("action"), Some(action)) = (message.as_str(), action.as_str()) else {
-                continue;
-            };
-            let occurrence = seen.entry(action.to_owned()).or_default();
+        for action in fs::read_to_string(cluster.log(who))?.lines().filter_map(victim::action_of) {
+            let occurrence = seen.entry(action.clone()).or_default();
             *occurrence += 1;
             steps.push(Step {
                 who,
-                action: action.to_owned(),
+                action,
                 occurrence: *occurrence,
             });
         }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use crabshack_shared::{
+    environment,
     agent_api::v1::{InstanceSecrets, OnDisconnect},
     api::instances::{CreateInstance, LooseText, PatchInstance},
     ids::InstanceId,
@@ -26,43 +27,6 @@ const ENVIRONMENT_VALUE_LIMIT: usize = 32 << 10;
 const ENVIRONMENT_COUNT_LIMIT: usize = 256;
 /// A node hears of us every 10 seconds: with less, a lease would run out while all is well.
 const LEASE_SECONDS: std::ops::RangeInclusive<u32> = 15..=31_536_000;
-
-/// Environment that we set ourselves, or that would change what we run.
-const MANAGED: [&str; 33] = [
-    "BASTION_SSH_PUBKEY",
-    "CHANNEL_RELAY_API_KEY",
-    "CHANNEL_RELAY_URL",
-    "ENGINE_V2",
-    "GATEWAY_AUTH_TOKEN",
-    "GATEWAY_PORT",
-    "GOOGLE_OAUTH_CLIENT_ID",
-    "HOME",
-    "HOSTNAME",
-    "INSTANCE_NAME",
-    "INSTANCE_TOKEN",
-    "IRONCLAW_DOMAIN",
-    "IRONCLAW_INSTANCE_ID",
-    "IRONCLAW_OAUTH_EXCHANGE_URL",
-    "LOGNAME",
-    "NEARAI_API_KEY",
-    "NEARAI_API_URL",
-    "NEARAI_MODEL",
-    "OPENCLAW_AUTO_APPROVE_DEVICES",
-    "OPENCLAW_DOMAIN",
-    "OPENCLAW_FORCE_CONFIG_REGEN",
-    "OPENCLAW_GATEWAY_BIND",
-    "OPENCLAW_GATEWAY_TOKEN",
-    "OPENCLAW_INSTANCE_NAME",
-    "PATH",
-    "SECRETS_MASTER_KEY",
-    "SERVICE_TYPE",
-    "SHELL",
-    "SSH_PORT",
-    "SSH_PUBKEY",
-    "TERM",
-    "TZ",
-    "USER",
-];
 
 /// A request that can be carried out, if its name is free and a node has room.
 #[derive(Debug)]
@@ -305,7 +269,7 @@ fn environment(asked: BTreeMap<String, Option<LooseText>>) -> Result<BTreeMap<St
                 "extra_env: `{shown}` is not a variable name: use letters, digits and `_`"
             )));
         }
-        if MANAGED.contains(&name.as_str()) {
+        if environment::is_managed(&name) {
             return Err(Problem::invalid(format!("extra_env: `{shown}` is set by the server")));
         }
         let Some(LooseText(value)) = value else {

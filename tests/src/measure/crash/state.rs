@@ -1,7 +1,13 @@
 //! The end state of a run, made comparable: API view, containers, networks, rules, folders. Ids,
 //! addresses and ports differ from run to run, so they get names.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
@@ -30,6 +36,18 @@ pub(super) async fn of(cluster: &Cluster<'_>, ids: &Ids) -> anyhow::Result<Value
         last = now;
     }
     last.context("the machine does not come to rest")
+}
+
+/// The state once it is the expected one, or at rest after some patience: what dockerd's death made
+/// fail is tried again after a while.
+pub(super) async fn settled(cluster: &Cluster<'_>, ids: &Ids, expected: &Value) -> anyhow::Result<Value> {
+    let began = Instant::now();
+    loop {
+        let state = of(cluster, ids).await;
+        if began.elapsed() > REST || state.as_ref().is_ok_and(|state| state == expected) {
+            return state;
+        }
+    }
 }
 
 /// The first lines that differ; none when both are equal.
