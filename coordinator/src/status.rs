@@ -126,6 +126,8 @@ fn on_its_way(record: &InstanceRecord, observation: Option<&Observation>) -> Sta
         (_, None) => "creating",
         // The node has not acted on the new wish yet.
         (_, Some(Phase::Stopped | Phase::Failed | Phase::Waiting)) => "starting",
+        // What answers is what a restart is about to end.
+        (_, Some(Phase::Ready)) if !observation.is_some_and(|observation| answers_its_state(record, observation)) => "starting",
         (_, Some(phase)) => phase_word(phase),
     };
     let reason = if record.assignment.is_none() && wanted {
@@ -170,6 +172,7 @@ mod tests {
             (RUNNING, Some(Phase::Failed), false, true, Running, "starting"),
             (RUNNING, Some(Phase::Stopped), false, true, Running, "starting"),
             (RUNNING, Some(Phase::Stopped), true, true, Running, "starting"),
+            (RUNNING, Some(Phase::Ready), false, true, Running, "starting"),
             (STOPPED, Some(Phase::Ready), false, true, Running, "stopping"),
             (STOPPED, Some(Phase::Stopping), true, true, Running, "stopping"),
             (STOPPED, Some(Phase::Stopped), false, true, Running, "stopping"),

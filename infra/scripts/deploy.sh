@@ -121,6 +121,7 @@ deploy_install() {
   invite_node
   bring_up node-agent "$RELEASE"
   rm -f "$JOIN_TOKEN"
+  systemctl start crabshack.target
   prune_releases
   summary
 }
@@ -193,6 +194,7 @@ Crabshack runs as services, and starts with this machine: release $RELEASE.
 Check:      bash $SCRIPTS_DIR/validate-cluster.sh
             crabshack-node-agent doctor
 Services:   systemctl {status,restart} crabshack-api crabshack-node-agent   (no instance is restarted)
+            systemctl {stop,start} crabshack.target                         (nor stopped)
 Logs:       journalctl -u crabshack-api -u crabshack-node-agent -f
 Upgrade:    git pull, then: sudo bash $0
 Remove:     sudo bash $0 --uninstall   (keeps data), --purge   (keeps nothing)

@@ -83,7 +83,7 @@ deploy() { nest bash "$SCRIPTS_DIR/deploy.sh" --no-image "$@" 2>&1; }
 # The same, when it must not fail.
 must_deploy() {
   local said
-  said="$(deploy "$@")" || { printf '%s\n' "$said" && fail "deploy.sh $* failed"; }
+  said="$(deploy "$@")" || { printf '%s\n' "$said" >&2 && fail "deploy.sh $* failed"; }
   printf '%s\n' "$said"
 }
 
@@ -232,6 +232,12 @@ repair_it() {
 
 uninstall_it() {
   local said
+  step "Stopping everything, with connections waiting"
+  knock 3 >/dev/null &
+  nest systemctl stop crabshack.target
+  wait $!
+  expect nothing_runs '0 0' "$(pids)"
+  nest systemctl start crabshack.target
   step "Uninstalling"
   said="$(must_deploy --uninstall)"
   expect units '' "$(nest systemctl list-units --all --no-legend 'crabshack*')"

@@ -358,8 +358,8 @@ mod tests {
             repaired: true,
             ..found(EGRESS, None, "table".to_owned())
         };
-        assert_eq!(memory.with_earlier_repairs(vec![repair.clone()]), [repair.clone()]);
-        assert_eq!(memory.with_earlier_repairs(Vec::new()), [repair.clone()]);
+        assert_eq!(memory.with_earlier_repairs(vec![repair.clone()]), std::slice::from_ref(&repair));
+        assert_eq!(memory.with_earlier_repairs(Vec::new()), [repair]);
         let worse = found(EGRESS, None, "a rule in the way".to_owned());
         assert_eq!(memory.with_earlier_repairs(vec![worse.clone()]), [worse]);
         assert!(memory.with_earlier_repairs(Vec::new()).is_empty());

@@ -211,7 +211,8 @@ impl Reconciler {
         let id = entry.order.id;
         let same = earlier.get(&id).filter(|(known, _)| Arc::ptr_eq(known, entry));
         if let Some(now) = snapshot.instances.get(&id) {
-            self.repairs.compare(entry, same.map(|(_, seen)| &seen.observed), &now.observed);
+            self.repairs
+                .compare(entry, same.map(|(_, seen)| &seen.observed), &now.observed);
         }
     }
 
@@ -245,7 +246,10 @@ impl Reconciler {
         let mut outcome = Outcome {
             reconciler: &self,
             instance: id,
-            failure: Some(("a worker ended in the middle: this is a fault of the node agent".to_owned(), false)),
+            failure: Some((
+                "a worker ended in the middle: this is a fault of the node agent".to_owned(),
+                false,
+            )),
         };
         let mut failure = None;
         for action in actions {

@@ -18,6 +18,7 @@ use crate::{
     internet::Internet,
     machine::Machine,
     must::{PATIENCE, become_true},
+    passed::Passed,
     process::Process,
 };
 
@@ -65,6 +66,8 @@ pub struct Cluster<'machine> {
     folder: PathBuf,
     settings: [Vec<(String, String)>; 2],
     processes: [Option<Process>; 2],
+    programs: [Option<PathBuf>; 2],
+    listeners: Option<Passed>,
 }
 
 impl<'machine> Cluster<'machine> {
@@ -105,6 +108,8 @@ impl<'machine> Cluster<'machine> {
             folder,
             settings: [Vec::new(), Vec::new()],
             processes: [None, None],
+            programs: [None, None],
+            listeners: None,
         })
     }
 
@@ -117,6 +122,17 @@ impl<'machine> Cluster<'machine> {
     /// Takes it back.
     pub fn unset(&mut self, who: Who, key: &str) {
         self.settings[who.index()].retain(|(set, _)| set != key);
+    }
+
+    /// Another build of a process, from its next start on.
+    pub fn replace_program(&mut self, who: Who, program: &Path) {
+        self.programs[who.index()] = Some(program.to_owned());
+    }
+
+    /// Holds all listeners and passes them on at each start, as systemd does.
+    pub fn hold_listeners(&mut self) -> anyhow::Result<()> {
+        self.listeners = Some(Passed::bind()?);
+        Ok(())
     }
 
     /// Starts the coordinator, then a node agent with a fresh join token, and waits for both.
@@ -152,7 +168,11 @@ impl<'machine> Cluster<'machine> {
     /// The command line with its whole environment, not started.
     pub fn command(&self, who: Who) -> anyhow::Result<Command> {
         let program = ["crabshack", "crabshack-node-agent"][who.index()];
-        let mut command = Command::new(binary(program)?);
+        let program = match &self.programs[who.index()] {
+            Some(program) => program.clone(),
+            None => binary(program)?,
+        };
+        let mut command = Command::new(program);
         command
             .env_clear()
             .env("PATH", env::var_os("PATH").unwrap_or_default())
@@ -169,6 +189,9 @@ impl<'machine> Cluster<'machine> {
                 .env("CRABSHACK_DOCKER_SOCKET", self.machine.dockerd.address())
                 .env("CRABSHACK_DNS_UPSTREAMS", Internet::name_server().to_string()),
         };
+        if let Some(listeners) = &self.listeners {
+            command.envs(listeners.variables(who));
+        }
         command.envs(self.settings[who.index()].iter().map(|(key, value)| (key, value)));
         Ok(command)
     }

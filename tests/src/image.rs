@@ -56,6 +56,30 @@ pub fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The node agent that a later product would bring, with a recipe that differs.
+pub fn changed_agent() -> anyhow::Result<PathBuf> {
+    Ok(profile_folder()?.join("crabshack-node-agent-changed"))
+}
+
+/// Builds it, and then the node agent as it is again: both builds have the same place.
+pub fn build_changed_agent() -> anyhow::Result<()> {
+    let built = profile_folder()?.join("crabshack-node-agent");
+    let release = built.with_file_name("").ends_with("release");
+    let build = |more: &[&str]| {
+        let mut arguments = vec!["build", "--locked", "-p", "crabshack-node-agent"];
+        arguments.extend(release.then_some("--release"));
+        arguments.extend(more);
+        cargo(&arguments)
+    };
+    build(&["--features", "changed-recipe"])?;
+    let kept = changed_agent()?;
+    // The place may be in use by another suite.
+    let new = kept.with_extension("new");
+    fs::copy(&built, &new)?;
+    fs::rename(new, kept)?;
+    build(&[])
+}
+
 /// Builds the stub (static, in its own profile) and packs its image, unless the tar is newer.
 pub fn build_stub() -> anyhow::Result<PathBuf> {
     cargo(&[

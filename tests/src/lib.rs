@@ -21,6 +21,7 @@ pub mod machine;
 pub mod measure;
 pub mod must;
 pub mod openclaw;
+pub mod passed;
 pub mod pool;
 pub mod process;
 pub mod scratch;

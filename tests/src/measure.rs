@@ -2,8 +2,10 @@
 
 pub mod crash;
 pub mod create;
+pub mod density;
 pub mod egress_first;
 pub mod gateway;
+pub mod product_upgrade;
 pub mod quota;
 pub mod storm;
 

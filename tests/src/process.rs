@@ -15,6 +15,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::command;
+
 /// Killed when dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -81,6 +83,18 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let id = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         id.map_or(Ok(()), |id| Ok(kill_process(id, signal)?))
+    }
+
+    /// Processor time used so far, with that of children that have ended.
+    pub fn processor_time(&self) -> anyhow::Result<Duration> {
+        let id = self.child.id().context("it does not run")?;
+        let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+        // The name, in brackets, may hold anything; then state is the first field and utime the 12th.
+        let (_, fields) = stat.rsplit_once(')').context("no name in /proc/PID/stat")?;
+        let ticks = fields.split_whitespace().skip(11).take(4).map(str::parse::<u64>);
+        let ticks: u64 = ticks.sum::<Result<_, _>>()?;
+        let per_second: u64 = command::run("getconf CLK_TCK")?.trim().parse()?;
+        Ok(Duration::from_millis(ticks * 1000 / per_second))
     }
 
     /// Resident memory in MiB.

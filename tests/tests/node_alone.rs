@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use crabshack_shared::ids::InstanceId;
 use crabshack_tests::{
     client::stub,
     cluster::{AGENT_HEALTH, Cluster, Who},
@@ -276,23 +277,14 @@ async fn reboot(machine: &Machine) -> anyhow::Result<()> {
         let leased = create(cluster, &leased("leased", 86_400)).await?;
         let home = cluster.data(Who::NodeAgent).join("instances").join(&kept).join("home");
         fs::write(home.join("work"), "of a week")?;
-        let links: Value = serde_json::from_str(&command::run("ip -j link")?)?;
-        let links = links.as_array().context("no links")?;
-        let bridges: Vec<String> = links
-            .iter()
-            .filter_map(|link| link["ifname"].as_str())
-            .filter(|name| name.starts_with("cs-"))
-            .map(str::to_owned)
-            .collect();
-        ensure!(
-            bridges.len() == 2 && bridges.iter().all(|bridge| is_armed(bridge)),
-            "{bridges:?}"
-        );
+        let bridge = |id: &str| Ok::<_, anyhow::Error>(format!("cs-{}", id.parse::<InstanceId>()?.short()));
+        let (kept_bridge, leased_bridge) = (bridge(&kept)?, bridge(&leased)?);
+        ensure!(is_armed(&kept_bridge) && is_armed(&leased_bridge), "they are not armed");
 
         cluster.kill9(Who::Coordinator).await?;
         cluster.kill9(Who::NodeAgent).await?;
         machine.lose_power().await?;
-        ensure!(!is_armed(&bridges[0]), "the ruleset outlived the reboot");
+        ensure!(!is_armed(&kept_bridge), "the ruleset outlived the reboot");
         let _boot = NewBoot::begin(machine.folder())?;
         // It comes up before Docker does, and nobody is there to ask.
         cluster.start(Who::NodeAgent)?;
@@ -304,7 +296,7 @@ async fn reboot(machine: &Machine) -> anyhow::Result<()> {
         })
         .await?;
         ensure!(fs::read_to_string(home.join("work"))? == "of a week", "its disk has changed");
-        ensure!(bridges.iter().all(|bridge| is_armed(bridge)), "one is not armed");
+        ensure!(is_armed(&kept_bridge), "it is not armed");
         let user = command::run("iptables -S DOCKER-USER")?;
         ensure!(
             user.contains("-i cs-+ -j ACCEPT") && user.contains("-o cs-+ -j ACCEPT"),
@@ -312,7 +304,7 @@ async fn reboot(machine: &Machine) -> anyhow::Result<()> {
         );
         // Nobody knows how long the node was off, so somebody else may have it.
         stay_true("what has a lease waits", Duration::from_secs(5), async || {
-            Ok(up_since(machine, &leased).await?.is_none())
+            Ok(up_since(machine, &leased).await?.is_none() && !is_armed(&leased_bridge))
         })
         .await?;
         let since = up_since(machine, &kept).await?;

@@ -8,7 +8,7 @@ use crabshack_tests::{
     client::{Answer, stub},
     cluster::{AGENT_HEALTH, Cluster, Who},
     machine::Machine,
-    must::{PATIENCE, become_true},
+    must::{PATIENCE, become_true, text},
     suite,
     trust::{Authority, agent_listener, talk},
 };
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
     suite::run(|suite| {
         suite.test("foreign_certificate__should_be_refused_on_both_listeners", foreign);
         suite.test("join_token__should_work_once", join_token);
+        suite.test("join_token__should_not_work_after_its_time", expired_token);
         suite.test("node__should_only_get_its_own_orders", own_orders);
         suite.test("restart__should_need_no_network", restart_alone);
         suite.test("certificate__should_be_renewed_before_and_after_it_expires", renewal);
@@ -103,6 +104,41 @@ async fn join_token(machine: &Machine) -> anyhow::Result<()> {
         Ok(())
     })
     .await
+}
+
+async fn expired_token(machine: &Machine) -> anyhow::Result<()> {
+    let mut cluster = Cluster::new(machine)?;
+    let result = refused_when_late(&mut cluster).await;
+    let wiped = cluster.wipe().await;
+    result.and(wiped)
+}
+
+async fn refused_when_late(cluster: &mut Cluster<'_>) -> anyhow::Result<()> {
+    cluster.set(Who::Coordinator, "CRABSHACK_JOIN_TOKEN_SECONDS", "1");
+    cluster.start(Who::Coordinator)?;
+    cluster.ready(Who::Coordinator).await?;
+    let answer = cluster
+        .client
+        .post("/nodes/join-token", &serde_json::Value::Null)
+        .await?
+        .success()?;
+    let expires_at: chrono::DateTime<chrono::Utc> = text(&answer, "expires_at")?.parse()?;
+    become_true("its time is over", PATIENCE, async || Ok(chrono::Utc::now() > expires_at)).await?;
+    cluster.set(Who::NodeAgent, "CRABSHACK_JOIN_TOKEN", text(&answer, "token")?);
+    cluster.start(Who::NodeAgent)?;
+    let status = cluster.process(Who::NodeAgent)?.wait(PATIENCE).await?;
+    ensure!(!status.success(), "the node agent ended as if all were well");
+    let said = cluster.process(Who::NodeAgent)?.log_end(5);
+    ensure!(said.contains("does not let this node in"), "{said}");
+    let log = fs::read_to_string(cluster.log(Who::Coordinator))?;
+    ensure!(
+        log.lines()
+            .any(|line| line.contains("refused to enrol a node") && line.contains("expired")),
+        "the refusal is not in the log"
+    );
+    let nodes = cluster.client.get("/nodes").await?.success()?;
+    ensure!(nodes.as_array().is_some_and(Vec::is_empty), "{nodes}");
+    Ok(())
 }
 
 async fn cluster_enrol(cluster: &Cluster<'_>, secret: &str) -> anyhow::Result<String> {

@@ -62,9 +62,9 @@ impl<T: Source> Snapshot<T> {
     /// An instance that is or may come on this node, and whose container never answered.
     fn unused(&self, node: &NodeId, id: InstanceId) -> Result<Option<InstanceRecord>, StoreError> {
         let used = self.observation(id)?.is_some_and(|observation| observation.ready_once);
-        Ok(self.instance(id)?.filter(|record| {
-            !used && record.is_living() && record.assignment.as_ref().is_none_or(|assigned| assigned == node)
-        }))
+        Ok(self
+            .instance(id)?
+            .filter(|record| !used && record.is_living() && record.assignment.as_ref().is_none_or(|assigned| assigned == node)))
     }
 }
 

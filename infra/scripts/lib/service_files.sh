@@ -98,6 +98,7 @@ waits_longer() { version_at_least 254 "$(systemctl --version | awk 'NR == 1 {pri
 lay_common() {
   local from="$INSTALL_ROOT$RELEASES/$1/systemd"
   lay "$UNITS/crabshack.slice" 644 <"$from/crabshack.slice"
+  lay "$UNITS/crabshack.target" 644 <"$from/crabshack.target"
   lay "$UNITS/$POOL_UNIT" 644 <"$from/$POOL_UNIT"
   lay "$UNITS/nftables.service.d/crabshack.conf" 644 <"$from/nftables.service.d/crabshack.conf"
   lay /usr/local/lib/sysusers.d/crabshack.conf 644 <"$from/crabshack.sysusers"
@@ -200,7 +201,7 @@ remove_service_files() {
     done
     rm -f "$INSTALL_ROOT/usr/local/bin/$(part_program "$part")"
   done
-  rm -f "$INSTALL_ROOT$UNITS/crabshack.slice" "$INSTALL_ROOT$UNITS/$POOL_UNIT" "$INSTALL_ROOT$UNITS/nftables.service.d/crabshack.conf"
+  rm -f "$INSTALL_ROOT$UNITS/crabshack.slice" "$INSTALL_ROOT$UNITS/crabshack.target" "$INSTALL_ROOT$UNITS/$POOL_UNIT" "$INSTALL_ROOT$UNITS/nftables.service.d/crabshack.conf"
   rmdir --ignore-fail-on-non-empty "$INSTALL_ROOT$UNITS/nftables.service.d" 2>/dev/null || true
   rm -f "$INSTALL_ROOT/usr/local/lib/sysusers.d/crabshack.conf"
   rm -rf "$INSTALL_ROOT$RELEASES"

@@ -29,20 +29,20 @@ take_over_local() {
   rm -rf "${STATE:?}/bin" "$STATE/run" "$STATE/admin-secret" "$STATE/.crabshack-local"
 }
 
-# open_sockets PART: also anew, where the settings moved them; the service follows them.
-open_sockets() {
-  local part="$1" socket sockets
-  mapfile -t sockets < <(part_sockets "$part")
-  for socket in "${sockets[@]}"; do
+# move_sockets PART: opens anew what the settings moved; one transaction, with the service.
+move_sockets() {
+  local socket
+  for socket in $(part_sockets "$1"); do
     if systemctl is-active --quiet "$socket" && [[ -z "$(ss -Hltn src "$(socket_address "$socket")")" ]]; then
       note "$socket moves to $(socket_address "$socket")"
-      systemctl stop "$(part_service "$part")" "$socket"
+      systemctl restart --no-block "$socket"
     fi
   done
-  systemctl enable --quiet "$(part_service "$part")" "${sockets[@]}"
-  systemctl start "${sockets[@]}" ||
-    fail "a port cannot be listened on" "see: systemctl status ${sockets[*]}" \
-      "if another program has it, take another: deploy.sh '' '' PORT, or CRABSHACK_UI_PORT and so on in $SETTINGS/*.env"
+}
+
+sockets_are_open() {
+  local socket
+  for socket in $(part_sockets "$1"); do systemctl is-active --quiet "$socket" || return 1; done
 }
 
 # needs_restart PART: it does not run, runs another release, or is older than a file it has read.
@@ -92,11 +92,17 @@ bring_up() {
   previous="$(part_release "$part")"
   switch_part "$part" "$release"
   systemctl daemon-reload
-  open_sockets "$part"
-  if ! needs_restart "$part"; then
-    note "runs already"
-  else
+  # shellcheck disable=SC2046
+  systemctl enable --quiet crabshack.target "$(part_service "$part")" $(part_sockets "$part")
+  move_sockets "$part"
+  # The sockets are opened with the service: with one alone, a connection could start it in between.
+  if needs_restart "$part"; then
     systemctl restart --no-block "$(part_service "$part")"
+    wait_until 15 sockets_are_open "$part" ||
+      fail "a port cannot be listened on" "see: systemctl status $(part_sockets "$part" | paste -sd ' ')" \
+        "if another program has it, take another: deploy.sh '' '' PORT, or CRABSHACK_UI_PORT and so on in $SETTINGS/*.env"
+  else
+    note "runs already"
   fi
   ! await_well "$part" "$WELL_SECONDS" || return 0
   show_journal "$part"
@@ -123,13 +129,11 @@ roll_back() {
   copy="$database.of.$release"
   [[ -e "$copy" ]] || fail "$(part_service "$part") is well neither with the new release nor with $release" "see: journalctl -u $(part_service "$part")"
   warn "and its database to the copy that was made before"
-  # shellcheck disable=SC2046
-  systemctl stop $(part_sockets "$part") "$(part_service "$part")"
-  mv "$database" "$database.failed"
-  cp -p "$copy" "$database"
-  # shellcheck disable=SC2046
-  systemctl start $(part_sockets "$part")
-  systemctl start --no-block "$(part_service "$part")"
+  # The service goes on trying meanwhile: it must find the one or the other, and never none.
+  ln -f "$database" "$database.failed"
+  cp -p "$copy" "$database.new"
+  mv "$database.new" "$database"
+  systemctl restart --no-block "$(part_service "$part")"
   await_well "$part" "$WELL_SECONDS" ||
     fail "$(part_service "$part") is not well with $release and the database of before" "see: journalctl -u $(part_service "$part")"
 }

@@ -4,11 +4,11 @@
 # Stops instances and both services and removes what was installed; data and settings stay.
 uninstall_services() {
   step "Stopping the services"
-  # The node agent first: it would start again what is stopped.
+  # Before the instances: the node agent would start again what is stopped.
+  systemctl stop crabshack.target crabshack.slice 2>/dev/null || true
   # shellcheck disable=SC2046
-  systemctl disable --now --quiet $(part_sockets node-agent) "$(part_service node-agent)" \
+  systemctl disable --quiet crabshack.target $(part_sockets node-agent) "$(part_service node-agent)" \
     $(part_sockets coordinator) "$(part_service coordinator)" 2>/dev/null || true
-  systemctl stop crabshack.slice 2>/dev/null || true
   stop_containers
   systemctl disable --now --quiet "$POOL_UNIT" 2>/dev/null || true
   step "Removing programs and units"

@@ -246,10 +246,13 @@ fn before(listing: &str, chain: &str, ours: &[String]) -> Vec<String> {
     others.map(|rule| format!("{prefix}{rule}")).collect()
 }
 
-/// It lets packets pass, or only looks at them.
+/// It lets packets pass, only looks at them, or is Docker's own: those keep its networks apart, and may
+/// stand first for a while after a start of dockerd.
 fn is_harmless(rule: &str) -> bool {
-    let target = rule.split(' ').skip_while(|word| *word != "-j").nth(1);
-    matches!(target, None | Some("ACCEPT" | "LOG" | "NFLOG"))
+    match rule.split(' ').skip_while(|word| *word != "-j").nth(1) {
+        None | Some("ACCEPT" | "LOG" | "NFLOG") => true,
+        Some(target) => target.starts_with("DOCKER"),
+    }
 }
 
 /// Every bridge of ours refuses sources that it has no route to, even when the table is gone: the
@@ -355,6 +358,8 @@ mod tests {
         assert_eq!(before(chain, DOCKER_CHAIN, &accepts()), ["-A DOCKER-USER -s 10.0.0.0/8 -j DROP"]);
         let plain = "-P FORWARD DROP\n-A FORWARD -j DOCKER-USER\n-A FORWARD -j DOCKER-ISOLATION-STAGE-1";
         assert!(before(plain, "FORWARD", &["-j DOCKER-USER".to_owned()]).is_empty());
+        let dockers = "-A FORWARD -j DOCKER-ISOLATION-STAGE-1\n-A FORWARD -j DOCKER-USER";
+        assert!(before(dockers, "FORWARD", &["-j DOCKER-USER".to_owned()]).is_empty());
         assert!(before("-A DOCKER-USER -j RETURN", DOCKER_CHAIN, &accepts()).is_empty());
     }
 

@@ -5,14 +5,14 @@ use std::{env, io::Write as _, process::ExitCode};
 
 use anyhow::{Context as _, bail};
 use crabshack_tests::{
-    isolation,
+    image, isolation,
     machine::Machine,
-    measure::{Figures, crash, create, egress_first, gateway, quota, storm},
+    measure::{Figures, crash, create, density, egress_first, gateway, product_upgrade, quota, storm},
     suite,
 };
 
 /// Name and subject of every measurement.
-const NAMES: [(&str, &str); 6] = [
+const NAMES: [(&str, &str); 8] = [
     (
         "create",
         "create to ready against the raw Engine API, and memory with 12 instances",
@@ -25,7 +25,18 @@ const NAMES: [(&str, &str); 6] = [
         "storm",
         "100 instances created, stopped, started and deleted while both processes are killed",
     ),
-    ("crash", "every action killed before and after, and run twice"),
+    (
+        "crash",
+        "every action killed before and after, and run twice, with dockerd among the victims",
+    ),
+    (
+        "density",
+        "200 idle instances: the node agent's return, processor time and memory",
+    ),
+    (
+        "product-upgrade",
+        "both processes replaced, the node agent by one with another recipe, while requests are made",
+    ),
     ("egress-first", "what escapes from the first packet on"),
     (
         "quota",
@@ -56,10 +67,10 @@ fn run() -> anyhow::Result<String> {
     }
     isolation::enter(|| {
         suite::build()?;
-        if name == "gateway" {
-            crabshack_tests::image::build_openclaw().map(drop)
-        } else {
-            Ok(())
+        match name.as_str() {
+            "gateway" => image::build_openclaw().map(drop),
+            "product-upgrade" => image::build_changed_agent(),
+            _ => Ok(()),
         }
     })?;
     crabshack_shared::tls::install_provider();
@@ -76,6 +87,8 @@ async fn take(name: &str) -> anyhow::Result<Figures> {
         "gateway" => gateway::figures(&machine).await,
         "storm" => storm::figures(&machine, &storm::Size::FULL).await,
         "crash" => crash::figures(&machine, crash::Share::Whole).await,
+        "density" => density::figures(&machine, density::Size::FULL).await,
+        "product-upgrade" => product_upgrade::figures(&machine, 4).await,
         "quota" => quota::figures(&machine, 1024).await,
         _ => egress_first::figures(&machine, 20).await,
     };

@@ -1,0 +1,132 @@
+//! `product-upgrade`: coordinator and node agent are replaced while instances run and a client makes
+//! requests. The new node agent would make containers differently; it makes none.
+
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+
+use super::{Figures, density::starts};
+use crate::{
+    client::{Answer, Client, stub},
+    cluster::{API, Cluster, SECRET, Who},
+    image,
+    machine::Machine,
+    must::{PATIENCE, become_true},
+};
+
+/// Between two requests.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Refusals that are shown.
+const SHOWN: usize = 5;
+
+/// With so many instances. Needs [`image::build_changed_agent`].
+pub async fn figures(machine: &Machine, instances: usize) -> anyhow::Result<Figures> {
+    let mut cluster = Cluster::new(machine)?;
+    let result = async {
+        cluster.hold_listeners()?;
+        cluster.start_all().await?;
+        upgrade(&mut cluster, instances).await
+    }
+    .await;
+    let wiped = cluster.wipe().await;
+    let figures = result?;
+    wiped?;
+    Ok(figures)
+}
+
+async fn upgrade(cluster: &mut Cluster<'_>, instances: usize) -> anyhow::Result<Figures> {
+    let names: Vec<_> = (0..instances).map(|number| format!("kept-{number}")).collect();
+    for name in &names {
+        cluster.client.create(&stub(name)).await?;
+    }
+    let before = starts(cluster).await?;
+    let over = Cell::new(false);
+    let traffic = traffic(&names, &over);
+    let replace = async {
+        let result = replace(cluster, &names).await;
+        over.set(true);
+        result
+    };
+    let (traffic, replaced) = tokio::join!(traffic, replace);
+    replaced?;
+    let traffic = traffic?;
+    let after = starts(cluster).await?;
+    let mut figures = Figures::default();
+    figures.add("instances", instances);
+    figures.add("requests", traffic.requests);
+    figures.add("requests_refused", traffic.refused.len());
+    figures.add("slowest_request_ms", u64::try_from(traffic.slowest.as_millis())?);
+    figures.add(
+        "containers_recreated",
+        before.iter().filter(|start| !after.contains(start)).count(),
+    );
+    figures.add("changes_pending", instances);
+    if !traffic.refused.is_empty() {
+        figures.add("refusals", traffic.refused.into_iter().take(SHOWN).collect::<Vec<_>>());
+    }
+    Ok(figures)
+}
+
+/// First the coordinator, with the node one version behind, then the node agent, then both at once.
+async fn replace(cluster: &mut Cluster<'_>, names: &[String]) -> anyhow::Result<()> {
+    cluster.stop(Who::Coordinator).await?;
+    cluster.start(Who::Coordinator)?;
+    cluster.ready(Who::Coordinator).await?;
+    cluster.replace_program(Who::NodeAgent, &image::changed_agent()?);
+    cluster.stop(Who::NodeAgent).await?;
+    cluster.start(Who::NodeAgent)?;
+    cluster.ready(Who::NodeAgent).await?;
+    for name in names {
+        // That it is reported shows that it is the other build.
+        become_true("its change waits for a restart", PATIENCE, async || {
+            let instance = cluster.client.instance(name).await?;
+            Ok(instance["pending_change"] == true && instance["status"] == "running")
+        })
+        .await?;
+    }
+    for who in Who::ALL {
+        cluster.stop(who).await?;
+    }
+    for who in Who::ALL {
+        cluster.start(who)?;
+        cluster.ready(who).await?;
+    }
+    cluster.node_known().await
+}
+
+#[derive(Debug, Default)]
+struct Traffic {
+    requests: u64,
+    refused: Vec<String>,
+    slowest: Duration,
+}
+
+/// One request after the other, to each in turn, each on a connection of its own.
+async fn traffic(names: &[String], over: &Cell<bool>) -> anyhow::Result<Traffic> {
+    let client = Client::new(API, SECRET)?;
+    let mut traffic = Traffic::default();
+    for name in names.iter().cycle() {
+        if over.get() {
+            break;
+        }
+        let began = Instant::now();
+        let request = client.request(reqwest::Method::GET, &format!("/gateway/{name}/healthz"));
+        let outcome = match request.header("connection", "close").send().await {
+            Ok(response) => Answer::read(response).await,
+            Err(error) => Err(error.into()),
+        };
+        traffic.requests += 1;
+        traffic.slowest = traffic.slowest.max(began.elapsed());
+        match outcome {
+            Ok(answer) if answer.status.is_success() => {}
+            Ok(answer) => traffic.refused.push(format!("{}: {}", answer.status, answer.text)),
+            Err(error) => traffic.refused.push(format!("{error:#}")),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    ensure!(traffic.requests > 0, "no request was made");
+    Ok(traffic)
+}
