@@ -29,7 +29,9 @@ pub(crate) enum ConfigError {
     Zone,
     #[error("CRABSHACK_PUBLIC_URL must be scheme, host and port, like `https://agents.example.com`, without a path")]
     PublicUrl,
-    #[error("CRABSHACK_PUBLIC_URL and CRABSHACK_UI_ZONE name different hosts: instances are hosts of one zone, so leave the zone out")]
+    #[error(
+        "CRABSHACK_PUBLIC_URL and CRABSHACK_UI_ZONE name different hosts: instances are hosts of one zone, so leave the zone out"
+    )]
     TwoZones,
 }
 

@@ -29,9 +29,7 @@ pub(crate) fn api(app: &Arc<App>) -> Router {
         .route("/instances", get(instances::list).post(instances::create))
         .route(
             "/instances/{name}",
-            get(instances::show)
-                .patch(instances::patch::patch)
-                .delete(instances::delete),
+            get(instances::show).patch(instances::patch::patch).delete(instances::delete),
         )
         .route("/instances/{name}/start", post(instances::start))
         .route("/instances/{name}/stop", post(instances::stop))

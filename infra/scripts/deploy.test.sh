@@ -230,12 +230,15 @@ repair_it() {
   [[ -z "$CONTAINER" ]] || expect instance_runs yes "$(verdict instance_runs)"
 }
 
+nothing_runs() { [[ "$(pids)" == "0 0" ]]; }
+
 uninstall_it() {
   local said
   step "Stopping everything, with connections waiting"
   knock 3 >/dev/null &
   nest systemctl stop crabshack.target
   wait $!
+  wait_until 25 nothing_runs || true
   expect nothing_runs '0 0' "$(pids)"
   nest systemctl start crabshack.target
   step "Uninstalling"
@@ -257,7 +260,7 @@ uninstall_it() {
 flush_it() {
   step "Flushing the ruleset"
   nest systemctl restart nftables.service
-  wait_until 8 nest nft list table inet crabshack || true
+  wait_until 20 nest nft list table inet crabshack || true
   expect table_is_back yes "$(verdict nest nft list table inet crabshack)"
   expect guard_stayed 2 "$(nest ip -4 rule show | grep -cE '^(99|100):')"
 }

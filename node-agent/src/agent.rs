@@ -194,12 +194,7 @@ async fn tell_service_manager(mut adopted: watch::Receiver<bool>) {
     }
 }
 
-async fn start(
-    settings: &Settings,
-    inherited: &Inherited,
-    shutdown: &Shutdown,
-    channels: Channels,
-) -> Result<(), StartError> {
+async fn start(settings: &Settings, inherited: &Inherited, shutdown: &Shutdown, channels: Channels) -> Result<(), StartError> {
     let path = settings.data_dir.join("ledger.redb");
     let key = SealKey::load_or_create(&settings.data_dir.join("seal.key"), &path)?;
     let ledger = Arc::new(Ledger::open(&path, key, settings.pool)?);
@@ -246,7 +241,7 @@ async fn start(
         ssh_bind: settings.ssh_bind,
     };
     let wake = Arc::new(Notify::new());
-    let probes = Probes::new(Arc::clone(&wake), shutdown.tasks.clone()).map_err(StartError::Probes)?;
+    let probes = Probes::new(Arc::clone(&wake)).map_err(StartError::Probes)?;
     let halt = Halt::new(settings.halt_at.clone());
     let doctor = Arc::new(Doctor::new(
         node.clone(),

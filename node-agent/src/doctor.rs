@@ -358,7 +358,10 @@ mod tests {
             repaired: true,
             ..found(EGRESS, None, "table".to_owned())
         };
-        assert_eq!(memory.with_earlier_repairs(vec![repair.clone()]), std::slice::from_ref(&repair));
+        assert_eq!(
+            memory.with_earlier_repairs(vec![repair.clone()]),
+            std::slice::from_ref(&repair)
+        );
         assert_eq!(memory.with_earlier_repairs(Vec::new()), [repair]);
         let worse = found(EGRESS, None, "a rule in the way".to_owned());
         assert_eq!(memory.with_earlier_repairs(vec![worse.clone()]), [worse]);

@@ -110,7 +110,11 @@ impl Metrics {
         if let Some(ledger) = self.ledger.get() {
             let waiting: Gauge = Gauge::default();
             waiting.set(i64::try_from(ledger.events_waiting()).unwrap_or(i64::MAX));
-            registry.register("node_events_waiting", "Events that the coordinator does not have yet", waiting);
+            registry.register(
+                "node_events_waiting",
+                "Events that the coordinator does not have yet",
+                waiting,
+            );
         }
         if let Some(findings) = self.findings.get() {
             let family = Family::<BySubject, Gauge>::default();

@@ -85,10 +85,24 @@ mod tests {
     #[test]
     fn neighbour__should_only_lead_visitors_here() {
         for site in ["same-site", "cross-site"] {
-            let with = |mode, destination| [("sec-fetch-site", site), ("sec-fetch-mode", mode), ("sec-fetch-dest", destination)];
+            let with = |mode, destination| {
+                [
+                    ("sec-fetch-site", site),
+                    ("sec-fetch-mode", mode),
+                    ("sec-fetch-dest", destination),
+                ]
+            };
             assert!(check(Method::GET, false, &with("navigate", "document")));
-            for (mode, destination) in [("no-cors", "script"), ("no-cors", "image"), ("navigate", "iframe"), ("cors", "empty")] {
-                assert!(!check(Method::GET, false, &with(mode, destination)), "{site} {mode} {destination}");
+            for (mode, destination) in [
+                ("no-cors", "script"),
+                ("no-cors", "image"),
+                ("navigate", "iframe"),
+                ("cors", "empty"),
+            ] {
+                assert!(
+                    !check(Method::GET, false, &with(mode, destination)),
+                    "{site} {mode} {destination}"
+                );
             }
             assert!(!check(Method::GET, false, &[("sec-fetch-site", site)]));
         }

@@ -5,7 +5,9 @@
 uninstall_services() {
   step "Stopping the services"
   # Before the instances: the node agent would start again what is stopped.
-  systemctl stop crabshack.target crabshack.slice 2>/dev/null || true
+  systemctl stop crabshack.target 2>/dev/null || true
+  # All of it is on its way down now; this waits for it.
+  systemctl stop "$(part_service node-agent)" "$(part_service coordinator)" crabshack.slice 2>/dev/null || true
   # shellcheck disable=SC2046
   systemctl disable --quiet crabshack.target $(part_sockets node-agent) "$(part_service node-agent)" \
     $(part_sockets coordinator) "$(part_service coordinator)" 2>/dev/null || true

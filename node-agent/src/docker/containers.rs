@@ -39,7 +39,10 @@ impl Docker {
             image: spec.image.clone(),
         };
         let image = self.find_image(&spec.image).await?.ok_or_else(no_image)?;
-        if let Some(path) = stray_volume(image.details.config.and_then(|config| config.volumes).unwrap_or_default(), spec) {
+        if let Some(path) = stray_volume(
+            image.details.config.and_then(|config| config.volumes).unwrap_or_default(),
+            spec,
+        ) {
             return Err(DockerError::ImageVolume {
                 image: spec.image.clone(),
                 path,

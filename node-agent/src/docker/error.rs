@@ -30,7 +30,9 @@ pub(crate) enum DockerError {
         image: ImageReference,
     },
     /// It would write where nothing bounds it.
-    #[error("image {image} declares a volume at `{path}`, which would escape the instance's disk limit: build it without that VOLUME line")]
+    #[error(
+        "image {image} declares a volume at `{path}`, which would escape the instance's disk limit: build it without that VOLUME line"
+    )]
     ImageVolume {
         /// Which.
         image: ImageReference,

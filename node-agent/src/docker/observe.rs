@@ -200,7 +200,11 @@ fn state(found: &ContainerInspectResponse) -> Option<ContainerState> {
 /// one that is down takes it again when it is started.
 fn published(found: &ContainerInspectResponse) -> Option<u16> {
     let ports = found.host_config.as_ref()?.port_bindings.as_ref()?;
-    ports.values().flatten().flatten().find_map(|binding| binding.host_port.as_ref()?.parse().ok())
+    ports
+        .values()
+        .flatten()
+        .flatten()
+        .find_map(|binding| binding.host_port.as_ref()?.parse().ok())
 }
 
 fn address(summary: &ContainerSummary, instance: InstanceId) -> Option<std::net::Ipv4Addr> {

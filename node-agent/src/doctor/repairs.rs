@@ -29,8 +29,6 @@ pub(crate) struct Repairs {
 #[derive(Debug, Default)]
 struct Notes {
     instances: BTreeMap<(InstanceId, Damage), Note>,
-    /// Of the node, by subject and text: put right as they were found.
-    node: BTreeMap<(&'static str, String), Instant>,
 }
 
 #[derive(Debug)]
@@ -82,12 +80,6 @@ impl Repairs {
         self.tell(changed);
     }
 
-    /// Something of the node was missing and has been put back.
-    pub(crate) fn note_node(&self, subject: &'static str, text: String) {
-        self.lock().node.insert((subject, text), Instant::now());
-        self.tell(true);
-    }
-
     /// Forgets instances that are in no order any more.
     pub(crate) fn retain(&self, ordered: &BTreeSet<InstanceId>) {
         self.lock().instances.retain(|(id, _), _| ordered.contains(id));
@@ -104,7 +96,8 @@ impl Repairs {
     }
 
     /// Whether all that was seen has been put right.
-    pub(crate) fn is_settled(&self) -> bool {
+    #[cfg(test)]
+    fn is_settled(&self) -> bool {
         self.lock().instances.values().all(|note| note.repaired)
     }
 
@@ -112,20 +105,14 @@ impl Repairs {
         let mut notes = self.lock();
         let is_news = |at: &Instant| now.saturating_duration_since(*at) < TOLD_FOR;
         notes.instances.retain(|_, note| !note.repaired || is_news(&note.at));
-        notes.node.retain(|_, at| is_news(at));
-        let node = notes.node.keys().map(|(subject, text)| Finding {
-            subject: (*subject).to_owned(),
-            instance: None,
-            text: text.clone(),
-            repaired: true,
-        });
-        let instances = notes.instances.iter().map(|((id, damage), note)| Finding {
+        let instances = notes.instances.iter();
+        let findings = instances.map(|((id, damage), note)| Finding {
             subject: damage.subject().to_owned(),
             instance: Some(*id),
             text: note.text.clone(),
             repaired: note.repaired,
         });
-        node.chain(instances).collect()
+        findings.collect()
     }
 
     fn tell(&self, changed: bool) {
@@ -191,8 +178,7 @@ mod tests {
         let mut damaged = healthy();
         damaged.armed = false;
         repairs.compare(&entry, Some(&healthy()), &damaged);
-        repairs.note_node("egress ruleset", "the table was missing".to_owned());
         repairs.retain(&BTreeSet::new());
-        assert_eq!(told(&repairs), [("egress ruleset".to_owned(), true)]);
+        assert!(told(&repairs).is_empty());
     }
 }

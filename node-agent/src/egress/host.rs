@@ -192,7 +192,9 @@ fn hex(text: &str) -> Option<u32> {
 /// An accept of ours does not override Docker's own drops, so Docker is told to leave our bridges to
 /// us. It also spares every packet the walk through the rules of all of Docker's networks.
 pub(super) async fn ensure_docker_accepts() -> Result<bool, EgressError> {
-    let Some(rules) = docker_rules().await? else { return Ok(false) };
+    let Some(rules) = docker_rules().await? else {
+        return Ok(false);
+    };
     let mut missing = false;
     for rule in accepts() {
         let line = format!("-A {DOCKER_CHAIN} {rule}");
@@ -229,7 +231,9 @@ async fn docker_rules() -> Result<Option<String>, EgressError> {
 
 /// Rules of others that are asked before ours: in Docker's chain, and on the way to it.
 pub(super) async fn rules_in_the_way() -> Result<Vec<String>, EgressError> {
-    let Some(rules) = docker_rules().await? else { return Ok(Vec::new()) };
+    let Some(rules) = docker_rules().await? else {
+        return Ok(Vec::new());
+    };
     let forward = run(Tool::Iptables, &["-w", "5", "-S", FORWARD_CHAIN], None).await?;
     let mut found = before(&forward, FORWARD_CHAIN, &[format!("-j {DOCKER_CHAIN}")]);
     found.extend(before(&rules, DOCKER_CHAIN, &accepts()));
@@ -355,7 +359,10 @@ mod tests {
     fn rules__should_be_named_when_they_come_before_ours() {
         let chain = "-N DOCKER-USER\n-A DOCKER-USER -s 10.0.0.0/8 -j DROP\n-A DOCKER-USER -o cs-+ -j ACCEPT\n\
             -A DOCKER-USER -i cs-+ -j ACCEPT\n-A DOCKER-USER -j RETURN";
-        assert_eq!(before(chain, DOCKER_CHAIN, &accepts()), ["-A DOCKER-USER -s 10.0.0.0/8 -j DROP"]);
+        assert_eq!(
+            before(chain, DOCKER_CHAIN, &accepts()),
+            ["-A DOCKER-USER -s 10.0.0.0/8 -j DROP"]
+        );
         let plain = "-P FORWARD DROP\n-A FORWARD -j DOCKER-USER\n-A FORWARD -j DOCKER-ISOLATION-STAGE-1";
         assert!(before(plain, "FORWARD", &["-j DOCKER-USER".to_owned()]).is_empty());
         let dockers = "-A FORWARD -j DOCKER-ISOLATION-STAGE-1\n-A FORWARD -j DOCKER-USER";

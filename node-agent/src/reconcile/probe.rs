@@ -10,7 +10,6 @@ use std::{
 
 use crabshack_shared::ids::InstanceId;
 use tokio::{sync::Notify, task::AbortHandle};
-use tokio_util::task::TaskTracker;
 
 /// An instance that answered before has this many chances before it counts as lost.
 const TOLERATED_MISSES: u32 = 3;
@@ -51,12 +50,11 @@ pub(crate) struct Probes {
     probes: Arc<Mutex<BTreeMap<InstanceId, Probe>>>,
     changed: Arc<Notify>,
     client: reqwest::Client,
-    tasks: TaskTracker,
 }
 
 impl Probes {
     /// `changed` is notified whenever an answer differs from the last one.
-    pub(crate) fn new(changed: Arc<Notify>, tasks: TaskTracker) -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(changed: Arc<Notify>) -> Result<Self, reqwest::Error> {
         let client = reqwest::Client::builder()
             .no_proxy()
             .timeout(ANSWER_WITHIN)
@@ -67,7 +65,6 @@ impl Probes {
             probes: Arc::default(),
             changed,
             client,
-            tasks,
         })
     }
 
@@ -88,7 +85,8 @@ impl Probes {
         {
             return;
         }
-        let task = self.tasks.spawn(self.clone().ask(target.clone())).abort_handle();
+        // Not tracked: it has nothing to finish, so a stop need not wait for it.
+        let task = tokio::spawn(self.clone().ask(target.clone())).abort_handle();
         let probe = Probe {
             docker_id: target.docker_id,
             health: Health::Unknown,

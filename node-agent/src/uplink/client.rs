@@ -145,7 +145,11 @@ impl Client {
                 });
             }
         };
-        if let Some(offset) = response.headers().get(DATE).and_then(|date| offset(date.to_str().ok()?, Utc::now())) {
+        if let Some(offset) = response
+            .headers()
+            .get(DATE)
+            .and_then(|date| offset(date.to_str().ok()?, Utc::now()))
+        {
             self.clock_offset.store(offset, Ordering::Relaxed);
         }
         let status = response.status();

@@ -2,7 +2,7 @@
 //! killed in the middle of what it is asked for. The end state must equal that of a run without a kill.
 //!
 //! A reference run tells which actions there are: both processes log each by name. The run must lead to
-//! all of them ([`coverage`]), so a new action is in the harness by construction.
+//! all of them (`coverage`), so a new action is in the harness by construction.
 
 mod coverage;
 mod scenario;

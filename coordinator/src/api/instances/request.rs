@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use crabshack_shared::{
-    environment,
     agent_api::v1::{InstanceSecrets, OnDisconnect},
     api::instances::{CreateInstance, LooseText, PatchInstance},
+    environment,
     ids::InstanceId,
     instance::{InstanceName, InvalidName, ServiceType},
     problem::Problem,

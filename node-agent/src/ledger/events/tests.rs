@@ -24,7 +24,9 @@ impl Queue {
 
     fn told(&self) -> Vec<(u64, Phase, Option<&str>)> {
         let events = self.events.values();
-        events.map(|event| (event.sequence, event.phase, event.reason.as_deref())).collect()
+        events
+            .map(|event| (event.sequence, event.phase, event.reason.as_deref()))
+            .collect()
     }
 
     fn store(&mut self) {
@@ -131,5 +133,8 @@ fn queue__should_number_after_what_the_coordinator_has_from_an_earlier_ledger() 
     queue.acknowledge(70);
     assert_eq!(queue.told(), [(71, Phase::Creating, None), (72, Phase::Ready, None)]);
     let batch = queue.batch().unwrap();
-    assert_eq!((batch.removed, batch.events.len(), batch.last), (BTreeSet::from([1, 2]), 2, 72));
+    assert_eq!(
+        (batch.removed, batch.events.len(), batch.last),
+        (BTreeSet::from([1, 2]), 2, 72)
+    );
 }

@@ -66,9 +66,10 @@ const SCRIPT: [(Act, &str); 16] = [
     (Act::Purge, "beta"),
     (Act::CreateAbsent, "absent"),
     (Act::Purge, "absent"),
+    // Its order raises the generations of later ones, so it must come before those that stay.
+    (Act::Expire, "gamma"),
     (Act::Create, "delta"),
     (Act::Stop, "delta"),
-    (Act::Expire, "gamma"),
     (Act::Move, "alpha"),
 ];
 

@@ -78,7 +78,10 @@ async fn patch__should_let_the_rest_wait_or_apply_it_now() {
     let (_, details) = patch(&test, "?apply=now", json!({})).await;
     assert_eq!(details["pending_change"], true, "until the node has done it");
     let first = test.record("one");
-    assert_eq!((first.spec_revision, first.restarts), (record.spec_revision, first.generation.rank()));
+    assert_eq!(
+        (first.spec_revision, first.restarts),
+        (record.spec_revision, first.generation.rank())
+    );
     observe(&test, &node, false).await;
     assert_eq!(test.json(Method::GET, "/instances/one", "").await.1["pending_change"], false);
     patch(&test, "?apply=now", json!({"nearai_api_key": "sk-other"})).await;
