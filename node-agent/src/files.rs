@@ -87,7 +87,7 @@ async fn write_as(folder: &InstanceFolder, files: &Files, owner: Owner) -> Resul
     })
 }
 
-/// Whether [`write`] would change anything. Reads a handful of small files.
+/// Whether [`write()`] would change anything. Reads a handful of small files.
 pub(crate) fn differs(folder: &InstanceFolder, files: &Files) -> bool {
     let Ok(wanted) = render::render(files) else { return true };
     let changed = wanted
