@@ -38,6 +38,7 @@ main() {
   uninstall_it
   flush_it
   purge_it
+  take_over_it
   ((FAILED == 0)) || nest journalctl -u crabshack-api -u crabshack-node-agent -n 60 -o short-precise --no-pager
   printf '%s passed, %s failed\n' "$PASSED" "$FAILED"
   ((FAILED == 0))
@@ -52,8 +53,8 @@ clean_up() {
 # coordinator that does so after it changed the database for good, as a migration would.
 prepare_programs() {
   local from="$1"
+  ensure_rust
   if [[ -z "$from" ]]; then
-    ensure_rust
     from="$(build_release "$FOLDER/build.log")"
   fi
   mkdir "$FOLDER"/{first,second,bad-agent,bad-coordinator}
@@ -72,13 +73,14 @@ prepare_programs() {
 # shellcheck disable=SC2016
 bad_program() { printf '#!/bin/sh\n[ "$1" = --version ] && exec echo %s 9.9.9\n%s\necho "this release is bad" >&2\nexit 1\n' "$@"; }
 
-# The folder of the tests, as the machine in the machine sees it.
+# The machine in the machine sees this one's root, but not what is mounted below it: it gets copies.
 hand_over() {
-  nest mkdir -p /programs
+  nest mkdir -p /programs /clone
+  tar -C "$REPOSITORY_DIR" -cf - infra/scripts systemd | nest tar -C /clone -xf -
   tar -C "$FOLDER" -cf - first second bad-agent bad-coordinator | nest tar -C /programs -xf -
 }
 
-deploy() { nest bash "$SCRIPTS_DIR/deploy.sh" --no-image "$@" 2>&1; }
+deploy() { nest bash /clone/infra/scripts/deploy.sh --no-image "$@" 2>&1; }
 
 # The same, when it must not fail.
 must_deploy() {
@@ -87,7 +89,7 @@ must_deploy() {
   printf '%s\n' "$said"
 }
 
-validate() { nest bash "$SCRIPTS_DIR/validate-cluster.sh" 2>&1; }
+validate() { nest bash /clone/infra/scripts/validate-cluster.sh 2>&1; }
 
 main_pid() { nest systemctl show -p MainPID --value "$1"; }
 
@@ -114,18 +116,20 @@ repeat_it() {
   before="$(pids)"
   said="$(must_deploy --binaries /programs/first)"
   expect nothing_restarted "$before" "$(pids)"
+  expect run_local_keeps_off '*installed as services*' "$(nest bash /clone/infra/scripts/run-local.sh --purge 2>&1 || true)"
 }
 
 api() { nest curl -sS --max-time 60 -H "Authorization: Bearer $SECRET" "$@"; }
 
 # An instance of the stub agent, when its image was built by the tests.
 make_instance() {
-  local tar="$REPOSITORY_DIR/target/stub-agent.tar"
+  local tar
+  tar="$(target_folder)/stub-agent.tar"
   CONTAINER=
   [[ -s "$tar" ]] || { note "left out: no instance, since $tar was not built" && return; }
   step "An instance"
   nest docker import -c 'USER 1000:1000' -c 'ENV HOME=/home/agent' \
-    -c 'ENTRYPOINT ["/usr/local/bin/crabshack-stub-agent"]' "$tar" crabshack/stub-agent:1 >/dev/null
+    -c 'ENTRYPOINT ["/usr/local/bin/crabshack-stub-agent"]' - crabshack/stub-agent:1 <"$tar" >/dev/null
   expect created '*event: ready*' "$(api -N -X POST http://127.0.0.1:7700/instances -H 'Content-Type: application/json' -d '{
     "name": "'"$INSTANCE"'", "service_type": "openclaw", "image": "crabshack/stub-agent:1", "mem_limit": "1g", "cpus": "1",
     "storage_size": "128m", "nearai_api_key": "key-of-a-test", "nearai_api_url": "https://example.com/v1",
@@ -279,6 +283,21 @@ purge_it() {
   expect table no "$(verdict nest nft list table inet crabshack)"
   expect user no "$(verdict nest getent passwd crabshack)"
   expect loop_devices '' "$(losetup --noheadings --output BACK-FILE | grep crabshack/node-agent/pool || true)"
+}
+
+# What run-local.sh leaves behind: its data go on as data of the services.
+take_over_it() {
+  local said
+  step "Taking over from run-local.sh"
+  # shellcheck disable=SC2016
+  nest bash -c 'mkdir -p /var/lib/crabshack/{bin,run,coordinator} && cd /var/lib/crabshack && touch .crabshack-local coordinator/mine
+    echo "$1" >admin-secret' take_over "$SECRET"
+  said="$(must_deploy --binaries /programs/first --no-pool)"
+  expect said '*Taking over the data*admin secret is taken over*' "$said"
+  expect secret_opens '*"instances"*' "$(api http://127.0.0.1:7700/instances)"
+  expect owner crabshack "$(nest stat -c %U /var/lib/crabshack/coordinator/mine)"
+  expect only_ours 'coordinator node-agent' "$(nest ls /var/lib/crabshack | paste -sd ' ')"
+  expect validate '*, 0 failed' "$(validate || true)"
 }
 
 main "$@"

@@ -15,6 +15,7 @@ BUILD_SECONDS=1800
 TEST_SECONDS=2100
 
 main() {
+  local everything=
   become_root "$0" "$@"
   install_packages "${RUN_PACKAGES[@]}" "${POOL_PACKAGES[@]}" "${UNIT_PACKAGES[@]}"
   ensure_rust
@@ -22,6 +23,7 @@ main() {
     step "Testing the scripts and the units"
     "$SCRIPTS_DIR/lib.test.sh"
     "$SCRIPTS_DIR/systemd.test.sh"
+    everything=yes
     set -- --workspace
   fi
   "$REPOSITORY_DIR/infra/images/openclaw/build.sh" --tar-only >/dev/null
@@ -31,6 +33,7 @@ main() {
   bounded "$BUILD_SECONDS" cargo test --locked --no-run "$@"
   step "Running the tests"
   bounded "$TEST_SECONDS" cargo test --locked --no-fail-fast "$@"
+  [[ -z "$everything" ]] || { step "Testing the installation as services" && "$SCRIPTS_DIR/deploy.test.sh" "$(target_folder)/debug"; }
 }
 
 # bounded SECONDS COMMAND...: ends what hangs, with everything that it started.

@@ -49,10 +49,23 @@ pub(crate) fn node_facts(docker: &DockerFacts, data_plane: &str, storage: &Stora
             .into_iter()
             .chain(disks.warnings())
             .chain(docker.warnings())
+            .chain(std::fs::read_to_string("/etc/passwd").ok().and_then(|users| namesake(&users)))
             .collect(),
         storage: Some(storage.facts()),
         pressure: disks.pressure(),
     }
+}
+
+/// Warns of a user of the node who has the instances' uid and so could read their processes.
+fn namesake(users: &str) -> Option<String> {
+    let name = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1) == Some("1000")).then_some(name)
+    })?;
+    Some(format!(
+        "the user `{name}` of this node has uid 1000 like every instance and could read their keys: give people another uid"
+    ))
 }
 
 /// Refuses what is not supported, by name.
@@ -75,5 +88,17 @@ pub(crate) fn check(docker: &DockerFacts) -> Result<(), Unsupported> {
         Err(Unsupported::OldDocker(docker.version.clone()))
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namesake__should_be_whoever_has_the_instances_uid() {
+        let users = "root:x:0:0:root:/root:/bin/bash\nanna:x:1000:1000::/home/anna:/bin/bash\n";
+        assert!(namesake(users).is_some_and(|warning| warning.contains("`anna`")));
+        assert_eq!(namesake("root:x:0:1000:root:/root:/bin/bash\nbroken\n"), None);
     }
 }

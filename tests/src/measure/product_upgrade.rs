@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::ensure;
+use futures_util::future;
 
 use super::{Figures, density::starts};
 use crate::{
@@ -17,8 +18,12 @@ use crate::{
     must::{PATIENCE, become_true},
 };
 
-/// Between two requests.
+/// Callers at once.
+const CALLERS: usize = 4;
+/// Between two requests of a caller.
 const PAUSE: Duration = Duration::from_millis(10);
+/// Restarts of both after the upgrade itself.
+const ROUNDS: usize = 3;
 /// Refusals that are shown.
 const SHOWN: usize = 5;
 
@@ -44,7 +49,8 @@ async fn upgrade(cluster: &mut Cluster<'_>, instances: usize) -> anyhow::Result<
     }
     let before = starts(cluster).await?;
     let over = Cell::new(false);
-    let traffic = traffic(&names, &over);
+    let callers = (0..CALLERS).map(|_| traffic(&names, &over));
+    let traffic = future::try_join_all(callers);
     let replace = async {
         let result = replace(cluster, &names).await;
         over.set(true);
@@ -52,7 +58,7 @@ async fn upgrade(cluster: &mut Cluster<'_>, instances: usize) -> anyhow::Result<
     };
     let (traffic, replaced) = tokio::join!(traffic, replace);
     replaced?;
-    let traffic = traffic?;
+    let traffic = traffic?.into_iter().fold(Traffic::default(), Traffic::with);
     let after = starts(cluster).await?;
     let mut figures = Figures::default();
     figures.add("instances", instances);
@@ -64,7 +70,6 @@ async fn upgrade(cluster: &mut Cluster<'_>, instances: usize) -> anyhow::Result<
         "containers_recreated",
         before.iter().filter(|start| !after.contains(start)).count(),
     );
-    figures.add("changes_pending", instances);
     if !traffic.refused.is_empty() {
         figures.add("refusals", traffic.refused.into_iter().take(SHOWN).collect::<Vec<_>>());
     }
@@ -88,14 +93,17 @@ async fn replace(cluster: &mut Cluster<'_>, names: &[String]) -> anyhow::Result<
         })
         .await?;
     }
-    for who in Who::ALL {
-        cluster.stop(who).await?;
+    for _ in 0..ROUNDS {
+        for who in Who::ALL {
+            cluster.stop(who).await?;
+        }
+        for who in Who::ALL {
+            cluster.start(who)?;
+            cluster.ready(who).await?;
+        }
+        cluster.node_known().await?;
     }
-    for who in Who::ALL {
-        cluster.start(who)?;
-        cluster.ready(who).await?;
-    }
-    cluster.node_known().await
+    Ok(())
 }
 
 async fn ask(client: &Client, name: &str) -> anyhow::Result<Answer> {
@@ -109,6 +117,16 @@ struct Traffic {
     asked_again: u64,
     refused: Vec<String>,
     slowest: Duration,
+}
+
+impl Traffic {
+    fn with(mut self, other: Self) -> Self {
+        self.requests += other.requests;
+        self.asked_again += other.asked_again;
+        self.refused.extend(other.refused);
+        self.slowest = self.slowest.max(other.slowest);
+        self
+    }
 }
 
 /// One request after the other, to each in turn, each on a connection of its own.
