@@ -44,6 +44,8 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// So many instances are looked at in full each period, in turn; of the others only what Docker lists.
 /// What happens to a container is seen at once all the same, by Docker's events.
 const IN_FULL: usize = 32;
+/// How long the node agent waits, after its start, for the first answer of every instance.
+const FIRST_ANSWERS: Duration = Duration::from_secs(2);
 /// How soon to look again when Docker does not answer.
 const WHEN_BLIND: Duration = Duration::from_millis(500);
 /// So many workers make Docker work at once; more only makes each slower.
@@ -61,6 +63,7 @@ pub(crate) struct Reconciler {
     reports: watch::Sender<Arc<Vec<InstanceReport>>>,
     /// True once everything on the node has been seen after the start.
     adopted: watch::Sender<bool>,
+    began: Instant,
     /// True while Docker or the ruleset cannot be looked at.
     blind: watch::Sender<bool>,
     /// How long a pass takes, in seconds.
@@ -93,6 +96,7 @@ impl Reconciler {
             armed: observe::ArmedCache::default(),
             reports: watch::channel(Arc::default()).0,
             adopted: watch::channel(false).0,
+            began: Instant::now(),
             blind: watch::channel(false).0,
             passes,
             repairs,
@@ -197,7 +201,12 @@ impl Reconciler {
         self.progress.retain(&ordered);
         self.repairs.retain(&ordered);
         self.publish();
-        self.adopted.send_if_modified(|adopted| !std::mem::replace(adopted, true));
+        // What answers must not be reported as starting, only because nobody has asked it yet.
+        if self.probes.all_asked() || self.began.elapsed() >= FIRST_ANSWERS {
+            self.adopted.send_if_modified(|adopted| !std::mem::replace(adopted, true));
+        } else {
+            look_again = Some(look_again.map_or(FIRST_ANSWERS, |known| known.min(FIRST_ANSWERS)));
+        }
         Ok(look_again)
     }
 

@@ -41,6 +41,8 @@ pub(crate) struct Target {
 struct Probe {
     docker_id: String,
     health: Health,
+    /// The first question has been answered, or not.
+    asked: bool,
     task: AbortHandle,
 }
 
@@ -90,11 +92,17 @@ impl Probes {
         let probe = Probe {
             docker_id: target.docker_id,
             health: Health::Unknown,
+            asked: false,
             task,
         };
         if let Some(old) = probes.insert(target.instance, probe) {
             old.task.abort();
         }
+    }
+
+    /// True once every container that is asked has been asked.
+    pub(crate) fn all_asked(&self) -> bool {
+        self.lock().values().all(|probe| probe.asked)
     }
 
     /// Stops asking: the container does not run.
@@ -109,6 +117,7 @@ impl Probes {
         let began = Instant::now();
         let mut health = Health::Unknown;
         let mut misses = 0;
+        let mut asked = false;
         loop {
             let answered = matches!(self.client.get(&url).send().await, Ok(answer) if answer.status().is_success());
             misses = if answered { 0 } else { misses + 1 };
@@ -118,7 +127,8 @@ impl Probes {
                 Health::Unknown => Health::Unknown,
                 Health::Ready | Health::Lost => Health::Lost,
             };
-            if now != health {
+            let is_first = !std::mem::replace(&mut asked, true);
+            if is_first || now != health {
                 health = now;
                 self.note(&target, health);
             }
@@ -131,6 +141,7 @@ impl Probes {
             && probe.docker_id == target.docker_id
         {
             probe.health = health;
+            probe.asked = true;
         }
         self.changed.notify_one();
     }
