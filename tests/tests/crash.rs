@@ -1,4 +1,4 @@
-//! The crash harness, a random third of it.
+//! The crash harness, a random third of it; kills of dockerd are left to `measure crash`.
 
 use std::{process::ExitCode, time::Duration};
 

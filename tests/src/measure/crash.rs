@@ -51,7 +51,7 @@ struct Step {
 pub enum Share {
     /// Every kill around every step.
     Whole,
-    /// A random third of the kills, others each time; none is begun after so long.
+    /// A random third of the kills of our own processes, others each time; none is begun after so long.
     Third(Duration),
 }
 
@@ -69,6 +69,7 @@ pub async fn figures(machine: &Machine, share: Share) -> anyhow::Result<Figures>
             .ok()
             .and_then(|seed| seed.parse().ok())
             .unwrap_or_else(rand::random::<u32>);
+        points.retain(|point| matches!(point, Point::Process { .. }));
         say(&format!("a random third of {} kills; {SEED}={seed} repeats it", points.len()));
         figures.add("seed", seed);
         victim::shuffle(&mut points, seed.into());
@@ -100,6 +101,7 @@ pub async fn figures(machine: &Machine, share: Share) -> anyhow::Result<Figures>
     figures.add("engine_kills", tally.engine_kills);
     figures.add("missed", tally.missed);
     figures.add("holes", tally.holes);
+    figures.add("engine_holes", tally.engine_holes);
     figures.add_rounded("seconds", began.elapsed().as_secs_f64());
     Ok(figures)
 }
@@ -110,7 +112,10 @@ struct Tally {
     kills: u64,
     engine_kills: u64,
     missed: u64,
+    /// After a kill of one of our processes.
     holes: u64,
+    /// After a kill of dockerd.
+    engine_holes: u64,
 }
 
 impl Tally {
@@ -129,7 +134,10 @@ impl Tally {
             }
             Err(error) => Some(format!("{error:#}")),
         };
-        self.holes += u64::from(hole.is_some());
+        match point {
+            Point::Process { .. } => self.holes += u64::from(hole.is_some()),
+            Point::Engine { .. } => self.engine_holes += u64::from(hole.is_some()),
+        }
         hole
     }
 }
