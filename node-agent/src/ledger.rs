@@ -19,6 +19,7 @@ use crabshack_shared::{
     generation::Generation,
     ids::InstanceId,
     seal::{SealError, SealKey, Sealed},
+    telemetry::Chain,
 };
 use redb::{Database, ReadableTable as _, WriteTransaction};
 
@@ -202,14 +203,21 @@ impl Ledger {
             }
             next.links.remove(id);
         }
-        for order in &changed {
-            let index = match next.links.get(&order.id) {
-                Some(index) => *index,
-                None => free_index(&next.links, self.pool)?,
+        // One that gets no address must not keep the others, a deletion that frees one among them.
+        let wanted = std::mem::take(&mut changed);
+        for order in wanted {
+            let known = next.links.get(&order.id).copied();
+            let index = match known.map_or_else(|| free_index(&next.links, self.pool), Ok) {
+                Ok(index) => index,
+                Err(error) => {
+                    tracing::error!(instance = %order.id, error = %Chain(&error), "an order is not taken");
+                    continue;
+                }
             };
             let link = self.pool.link(order.id, index)?;
+            changed.push(order);
             next.links.insert(order.id, index);
-            next.entries.insert(order.id, Held::new((*order).clone(), link));
+            next.entries.insert(order.id, Held::new(order.clone(), link));
             next.kept.remove(&order.id);
             next.highest = next.highest.max(order.generation);
         }

@@ -55,6 +55,29 @@ fn ledger__should_refuse_an_older_generation() {
 }
 
 #[test]
+fn ledger__should_take_the_other_orders_when_one_gets_no_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = SealKey::load_or_create(&folder.path().join("seal.key"), &folder.path().join("ledger.redb")).unwrap();
+    // Room for one link.
+    let pool = Pool::new("10.201.0.0/28".parse().unwrap()).unwrap();
+    let ledger = Ledger::open(&folder.path().join("ledger.redb"), key, pool).unwrap();
+    let (first, second) = (order(Desired::Running, 1), order(Desired::Running, 2));
+    ledger.receive(&orders(1, vec![first.clone()]), &BTreeSet::new()).unwrap();
+    let mut deleted = first.clone();
+    deleted.desired = Desired::Deleted { purge: true };
+    deleted.generation.counter = 3;
+    ledger
+        .receive(&orders(2, vec![second.clone(), deleted.clone()]), &BTreeSet::new())
+        .unwrap();
+    assert_eq!(ledger.entry(first.id).unwrap().order, deleted);
+    assert!(ledger.entry(second.id).is_none());
+    ledger
+        .receive(&orders(3, vec![second.clone()]), &BTreeSet::from([first.id]))
+        .unwrap();
+    assert!(ledger.entry(second.id).is_some(), "its address is free now");
+}
+
+#[test]
 fn ledger__should_keep_what_is_not_listed_and_forget_only_what_is_deleted_and_gone() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = ledger(folder.path());
