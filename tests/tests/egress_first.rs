@@ -4,7 +4,7 @@ use std::{fs, process::ExitCode};
 
 use anyhow::{Context as _, ensure};
 use crabshack_tests::{
-    client::{stub, stub_with},
+    client::{Answer, stub, stub_with},
     cluster::{Cluster, Who},
     command,
     machine::Machine,
@@ -12,6 +12,7 @@ use crabshack_tests::{
     must::{PATIENCE, become_true},
     suite,
 };
+use reqwest::Method;
 
 fn main() -> ExitCode {
     suite::run(|suite| {
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
         suite.test("foreign_flush__should_be_repaired", foreign_flush);
         suite.test("foreign_changes__should_be_repaired", foreign_changes);
         suite.test("many_ports__should_not_fill_the_nodes_table_of_connections", many_ports);
+        suite.test("many_lives__should_not_wear_out_connection_tracking", many_lives);
     })
 }
 
@@ -105,6 +107,23 @@ async fn many_ports(machine: &Machine) -> anyhow::Result<()> {
             tracked < before + 500,
             "{attempts} packets brought {before} connections to {tracked}"
         );
+        egress_first::allowed_works(cluster).await
+    })
+    .await
+}
+
+/// A kernel may count what rules and sets need of connection tracking wrongly; at zero it goes, and
+/// every answer to an instance with it.
+async fn many_lives(machine: &Machine) -> anyhow::Result<()> {
+    Cluster::with(machine, async |cluster| {
+        cluster.client.create(&stub("flooder")).await?;
+        // Deleting comes last: what a create adds to the ruleset would bring the count above zero again.
+        for life in 0..12 {
+            let name = format!("life-{life}");
+            cluster.client.create(&stub(&name)).await?;
+            let gone = cluster.client.request(Method::DELETE, &format!("/instances/{name}?purge=true"));
+            Answer::read(gone.send().await?).await?;
+        }
         egress_first::allowed_works(cluster).await
     })
     .await

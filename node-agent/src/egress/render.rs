@@ -21,7 +21,7 @@ const DNS_PORT: u32 = 53;
 const WEB_PORTS: [u32; 2] = [80, 443];
 
 /// The sets that hold elements of links.
-pub(super) const SETS: [&str; 11] = [
+pub(super) const SETS: [&str; 9] = [
     "bind4",
     "live",
     "epoch",
@@ -29,11 +29,11 @@ pub(super) const SETS: [&str; 11] = [
     "reprofile",
     "ports",
     "service",
-    "connections",
-    "sessions",
     "ok",
     "denied",
 ];
+/// What rules note of a bridge by themselves.
+const NOTED: [&str; 2] = ["connections", "sessions"];
 
 /// A bridge and the one address that may speak on it: all that the elements of a link depend on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,13 +72,11 @@ pub(super) fn arm(service: Ipv4Addr, binding: &Binding) -> Vec<Command> {
 /// Takes everything of the link away. Deleting what is not there fails in nft, so it is added first:
 /// one transaction, in which nothing of the link is ever seen that was not there before.
 pub(super) fn disarm(service: Ipv4Addr, binding: &Binding) -> Vec<Command> {
-    let mut commands = arm(service, binding);
-    commands.extend(
-        elements(service, binding)
-            .into_iter()
-            .map(|(set, elements)| delete_elements(set, elements)),
-    );
-    commands
+    let noted = NOTED.map(|set| (set, vec![text(binding.bridge.clone())]));
+    let all = [elements(service, binding), noted.into()].concat();
+    let add = all.iter().cloned().map(|(set, elements)| add_elements(set, elements));
+    let delete = all.iter().cloned().map(|(set, elements)| delete_elements(set, elements));
+    add.chain(delete).collect()
 }
 
 /// Puts a whole new table in place of whatever is there, with these links armed.
@@ -127,8 +125,6 @@ fn elements(service: Ipv4Addr, binding: &Binding) -> Vec<(&'static str, Vec<Expr
         ("reprofile", vec![policy("restricted_back")]),
         ("ports", web.to_vec()),
         ("service", vec![dns("udp"), dns("tcp")]),
-        ("connections", vec![bridge()]),
-        ("sessions", vec![bridge()]),
         ("ok", vec![bridge()]),
         ("denied", vec![bridge()]),
     ]
@@ -172,8 +168,6 @@ mod tests {
                 "service",
                 json!([{"concat": [bridge, "10.201.0.1", "udp", 53]}, {"concat": [bridge, "10.201.0.1", "tcp", 53]}]),
             ),
-            ("connections", json!([bridge])),
-            ("sessions", json!([bridge])),
             ("ok", json!([bridge])),
             ("denied", json!([bridge])),
         ]
@@ -185,10 +179,14 @@ mod tests {
     }
 
     #[test]
-    fn disarm__should_delete_all_that_arm_adds() {
-        let commands = disarm(SERVICE, &binding("cs-0123456789ab"));
-        assert_eq!(written("delete", &commands), written("add", &commands));
-        assert_eq!(written("delete", &commands).len() * 2, commands.len());
+    fn disarm__should_delete_all_that_arm_adds_and_what_was_noted() {
+        let binding = binding("cs-0123456789ab");
+        let commands = disarm(SERVICE, &binding);
+        let deleted = written("delete", &commands);
+        assert_eq!(deleted, written("add", &commands));
+        assert_eq!(deleted.len() * 2, commands.len());
+        assert!(deleted.starts_with(&written("add", &arm(SERVICE, &binding))));
+        assert!(NOTED.iter().all(|set| deleted.iter().any(|(name, _)| name == set)));
     }
 
     #[test]

@@ -217,11 +217,15 @@ pub(super) fn counting_set(name: &'static str, kind: Value) -> Command {
     }}}))
 }
 
-/// A set whose elements match only while they have at most this many live connections.
-pub(super) fn limiting_set(name: &'static str, kind: &str, connections: u32) -> Command {
-    Command::Raw(json!({"add": {"set": {
-        "family": FAMILY, "table": TABLE, "name": name, "type": kind, "stmt": [{"ct count": {"val": connections}}],
-    }}}))
+/// A set that rules fill by themselves with the live connections of each key (nft makes it dynamic). A limit that belongs to
+/// the set would be simpler, but each element added to such a set costs the network namespace a
+/// reference to its connection tracking (seen on Linux 6.18): after some dozens nothing is tracked.
+pub(super) fn counting_connections(name: &'static str) -> Command {
+    add_set(Set {
+        // Nobody but the agent makes bridges with our prefix.
+        size: Some(65_535),
+        ..set(name, vec![SetType::Ifname])
+    })
 }
 
 /// A map from interface to something.

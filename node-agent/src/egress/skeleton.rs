@@ -15,13 +15,13 @@ use nftables::{
     stmt::Statement,
     types::{NfChainType, NfFamily, NfHook},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::rule::*;
 use crate::link::BRIDGE_PREFIX;
 
 /// Raised with every change of this file; another one found in the kernel is replaced.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Port of an instance's SSH server; the only one that is published.
 const SSH_PORT: u32 = 2222;
 /// Live connections that an instance may have to the outside; far from what fills a node's table.
@@ -118,8 +118,8 @@ fn sets() -> Vec<Command> {
             "service",
             vec![SetType::Ifname, SetType::Ipv4Addr, SetType::InetProto, SetType::InetService],
         )),
-        limiting_set("connections", "ifname", MOST_CONNECTIONS),
-        limiting_set("sessions", "ifname", MOST_SESSIONS),
+        counting_connections("connections"),
+        counting_connections("sessions"),
         counting_set("ok", json!("ifname")),
         counting_set("denied", json!("ifname")),
         add_set(nftables::schema::Set {
@@ -163,10 +163,11 @@ fn policy_rules() -> Vec<Command> {
         ),
         rule("restricted_back", vec![is(from_port(), text("@ports")), goto("allow_back")]),
         rule("restricted_back", vec![drop_it()]),
-        rule(
+        raw_rule(
             "allow",
-            [vec![is(incoming(), text("@connections"))], admit(incoming)].concat(),
+            json!([too_many("@connections", incoming(), MOST_CONNECTIONS), {"goto": {"target": "deny"}}]),
         ),
+        rule("allow", admit(incoming)),
         rule("allow", vec![goto("deny")]),
         rule("allow_back", admit(outgoing)),
         rule("allow_back", vec![drop_it()]),
@@ -201,15 +202,17 @@ fn forward_rules() -> Vec<Command> {
                 dispatch(outgoing(), "@reprofile"),
             ],
         ),
+        raw_rule(
+            "back",
+            json!([
+                tracked("state", "new"), tracked("status", "dnat"), ssh(),
+                too_many("@sessions", outgoing(), MOST_SESSIONS),
+                {"drop": null},
+            ]),
+        ),
         rule(
             "back",
-            vec![
-                tracked("state", "new"),
-                tracked("status", "dnat"),
-                ssh(),
-                is(outgoing(), text("@sessions")),
-                goto("allow_back"),
-            ],
+            vec![tracked("state", "new"), tracked("status", "dnat"), ssh(), goto("allow_back")],
         ),
         rule("back", vec![drop_it()]),
     ]
@@ -320,6 +323,11 @@ fn admit(interface: fn() -> Expression<'static>) -> Vec<Statement<'static>> {
     ]
 }
 
+/// Counts this connection in with those of its bridge, and matches when they are more than `most`.
+fn too_many(set: &str, bridge: Expression<'static>, most: u32) -> Value {
+    json!({"set": {"op": "add", "set": set, "elem": bridge, "stmt": [{"ct count": {"val": most, "inv": true}}]}})
+}
+
 fn bridges() -> Expression<'static> {
     text(format!("{BRIDGE_PREFIX}*"))
 }
@@ -378,8 +386,6 @@ fn prefix(address: Expression<'static>, length: u32) -> Expression<'static> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-
-    use serde_json::Value;
 
     use super::*;
 

@@ -48,7 +48,7 @@ fn table__should_call_a_link_armed_only_when_nothing_of_it_is_missing() {
         address: Ipv4Addr::new(10, 201, 0, 10),
     };
     assert_eq!(read(&listing).armed(SERVICE), [binding]);
-    for set in 3..=13 {
+    for set in (3..=9).chain(12..=13) {
         let kind = if (5..8).contains(&set) { "map" } else { "set" };
         let elements = listing["nftables"][set][kind]["elem"].as_array_mut().unwrap();
         let first = elements.remove(0);
@@ -69,7 +69,7 @@ fn table__should_call_a_link_armed_only_when_nothing_of_it_is_missing() {
 fn table__should_call_a_link_armed_that_an_earlier_version_armed() {
     let mut listing = listing();
     let objects = listing["nftables"].as_array_mut().unwrap();
-    objects.retain(|object| object["set"]["name"] != "connections" && object["set"]["name"] != "sessions");
+    objects.retain(|object| object["set"]["name"] != "denied");
     assert_eq!(read(&listing).armed(SERVICE).len(), 1);
 }
 

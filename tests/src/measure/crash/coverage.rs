@@ -10,14 +10,10 @@ const NODE_AGENT: &str = include_str!("../../../../node-agent/src/reconcile/plan
 const COORDINATOR: &str = include_str!("../../../../coordinator/src/reconcile/instances.rs");
 
 /// What one node without a pool cannot be led to.
-const ELSEWHERE: [(&str, &str); 3] = [
+const ELSEWHERE: [(&str, &str); 2] = [
     (
         "LimitVolume",
         "needs a pool with quotas, dear to make for each run: tests/volumes.rs kills around it",
-    ),
-    (
-        "Reconfigure",
-        "needs a coordinator started again in the run: tests/upgrade.rs leads to it without kills",
     ),
     (
         "Move",

@@ -22,6 +22,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 /// Nothing listens there, so that a pull fails at once and always in the same words.
 const ABSENT_IMAGE: &str = "127.0.0.1:9/absent:1";
+const OTHER_PUBLIC_URL: &str = "http://localhost:3999";
 const MORE_MEMORY: i64 = 2 << 30;
 
 /// What the coordinator of these runs is started with: disks of deleted instances are due soon.
@@ -47,9 +48,12 @@ enum Act {
     Delete,
     /// The time of its disk comes.
     Expire,
+    /// Users see the coordinator elsewhere. Last: a coordinator that is started again counts its
+    /// actions anew.
+    Move,
 }
 
-const SCRIPT: [(Act, &str); 15] = [
+const SCRIPT: [(Act, &str); 16] = [
     (Act::Create, "alpha"),
     (Act::Stop, "alpha"),
     (Act::Start, "alpha"),
@@ -66,6 +70,7 @@ const SCRIPT: [(Act, &str); 15] = [
     (Act::Expire, "gamma"),
     (Act::Create, "delta"),
     (Act::Stop, "delta"),
+    (Act::Move, "alpha"),
 ];
 
 /// Plays it; nobody may die.
@@ -104,6 +109,13 @@ async fn perform(cluster: &mut Cluster<'_>, act: Act, name: &str, ids: &mut Ids,
             heard = match act {
                 Act::Tamper => tamper(cluster, name).await.is_ok(),
                 Act::Expire => true,
+                Act::Move => {
+                    // Its own end may be what it is killed for.
+                    *died |= cluster.stop(Who::Coordinator).await.is_err();
+                    cluster.set(Who::Coordinator, "CRABSHACK_PUBLIC_URL", OTHER_PUBLIC_URL);
+                    cluster.start(Who::Coordinator)?;
+                    true
+                }
                 _ => ask(cluster, act, name).await?,
             };
         } else if is_done(cluster, act, name).await.unwrap_or(false) {
@@ -164,7 +176,7 @@ async fn ask(cluster: &Cluster<'_>, act: Act, name: &str) -> anyhow::Result<bool
             .body(json!({"mem_limit": "2g"}).to_string()),
         Act::Purge => client.request(Method::DELETE, &format!("/instances/{name}?purge=true")),
         Act::Delete => client.request(Method::DELETE, &format!("/instances/{name}")),
-        Act::Tamper | Act::Expire => return Ok(true),
+        Act::Tamper | Act::Expire | Act::Move => return Ok(true),
     };
     let Ok(answer) = request.send().await else { return Ok(false) };
     let status = answer.status();
@@ -207,6 +219,10 @@ async fn is_done(cluster: &Cluster<'_>, act: Act, name: &str) -> anyhow::Result<
         Act::Expire => {
             let list = client.get("/instances?deleted=true").await?.success()?;
             list["instances"].as_array().is_some_and(Vec::is_empty)
+        }
+        Act::Move => {
+            let settings = client.get(&format!("/gateway/{name}/managed")).await?.success()?;
+            settings.to_string().contains(":3999") && is_ready().await?
         }
     })
 }
