@@ -121,7 +121,9 @@ async fn many_lives(machine: &Machine) -> anyhow::Result<()> {
         for life in 0..12 {
             let name = format!("life-{life}");
             cluster.client.create(&stub(&name)).await?;
-            let gone = cluster.client.request(Method::DELETE, &format!("/instances/{name}?purge=true"));
+            let gone = cluster
+                .client
+                .request(Method::DELETE, &format!("/instances/{name}?purge=true"));
             Answer::read(gone.send().await?).await?;
         }
         egress_first::allowed_works(cluster).await
