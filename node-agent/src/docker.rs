@@ -17,6 +17,8 @@ use crabshack_shared::{generation::Generation, ids::InstanceId};
 use ipnet::Ipv4Net;
 use rustix::process::{Resource, getrlimit};
 
+use crate::recipe::Member;
+
 mod body;
 mod containers;
 mod error;
@@ -135,16 +137,24 @@ impl Docker {
     }
 }
 
-/// Name of an instance's container, and of its network.
+/// Name of an instance's network, and of its main container.
 pub(crate) fn docker_name(instance: InstanceId) -> String {
     format!("cs-{instance}")
+}
+
+/// Name of one container of an instance; the main one has the instance's own.
+pub(crate) fn container_name(instance: InstanceId, member: Member) -> String {
+    match member {
+        Member::Main => docker_name(instance),
+        other => format!("{}-{}", docker_name(instance), other.name()),
+    }
 }
 
 /// What Docker has of ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct DockerState {
-    /// By instance.
-    pub(crate) containers: BTreeMap<InstanceId, Container>,
+    /// By instance, main ones first.
+    pub(crate) containers: BTreeMap<(InstanceId, Member), Container>,
     /// By instance.
     pub(crate) networks: BTreeMap<InstanceId, Network>,
 }
@@ -156,6 +166,8 @@ pub(crate) struct Container {
     pub(crate) docker_id: String,
     /// Whose.
     pub(crate) instance: InstanceId,
+    /// Which of its containers.
+    pub(crate) member: Member,
     /// Hash of the spec it was made from; empty when its label is gone.
     pub(crate) recipe: String,
     /// The asked restarts that led to it.

@@ -268,7 +268,7 @@ impl Doctor {
         // Last: what the reconciler is making right now is in the ledger before anything of it is there.
         let ordered = self.ledger.entries().iter().map(|entry| entry.order.id).collect();
         let real = Real {
-            containers: state.containers.keys().copied().collect(),
+            containers: state.containers.keys().map(|(id, _)| *id).collect(),
             networks: state.networks.keys().copied().collect(),
             strangers,
             bridges: bridges(),

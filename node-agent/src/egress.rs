@@ -13,6 +13,7 @@ mod skeleton;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::Ipv4Addr,
     ops::AddAssign,
 };
 
@@ -148,11 +149,11 @@ impl Egress {
         Ok(egress)
     }
 
-    /// Bridges that are armed now, completely.
-    pub(crate) async fn armed(&self) -> Result<BTreeSet<String>, EgressError> {
+    /// Bridges that are armed now, completely, with the addresses that may speak there.
+    pub(crate) async fn armed(&self) -> Result<BTreeMap<String, BTreeSet<Ipv4Addr>>, EgressError> {
         let table = self.table().await?.unwrap_or_default();
         let armed = table.armed(self.pool.service_address());
-        Ok(armed.into_iter().map(|binding| binding.bridge).collect())
+        Ok(armed.into_iter().map(|binding| (binding.bridge, binding.addresses)).collect())
     }
 
     /// Lets this instance out as its policy says. One transaction, idempotent; the bridge need not
@@ -179,7 +180,10 @@ impl Egress {
     pub(crate) async fn disarm(&self, link: &Link) -> Result<(), EgressError> {
         self.remove_elements(link).await?;
         // Not under the lock: with many connections it takes long, and others want to be armed.
-        host::forget_connections(link.address).await
+        for address in link.addresses() {
+            host::forget_connections(address).await?;
+        }
+        Ok(())
     }
 
     /// Puts back what somebody removed. True if anything was missing; then some links may have to

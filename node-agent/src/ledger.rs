@@ -32,6 +32,7 @@ use self::{
 use crate::{
     lease::{self, Moment},
     link::{Link, Pool, PoolError},
+    recipe::{self, Member},
 };
 
 /// Why the ledger cannot be used.
@@ -214,7 +215,7 @@ impl Ledger {
                     continue;
                 }
             };
-            let link = self.pool.link(order.id, index)?;
+            let link = self.link(&order, index)?;
             changed.push(order);
             next.links.insert(order.id, index);
             next.entries.insert(order.id, Held::new(order.clone(), link));
@@ -286,6 +287,11 @@ impl Ledger {
         Ok(())
     }
 
+    fn link(&self, order: &InstanceOrder, index: u32) -> Result<Link, PoolError> {
+        let link = self.pool.link(order.id, index)?;
+        Ok(link.shared_by(recipe::members(&order.spec.service_type).into_iter().map(Member::position)))
+    }
+
     fn load(&self) -> Result<(State, Option<Moment>), LedgerError> {
         let mut state = State::default();
         let mut answered = None;
@@ -311,7 +317,7 @@ impl Ledger {
                 let sealed: Sealed = serde_json::from_str(sealed.value()).map_err(SealError::Content)?;
                 let order: InstanceOrder = self.key.open(&context(id), &sealed)?;
                 let index = state.links.get(&id).copied().unwrap_or_default();
-                let link = self.pool.link(id, index)?;
+                let link = self.link(&order, index)?;
                 state.entries.insert(id, Held::new(order, link));
             }
             for row in transaction.open_table(KEPT)?.iter()? {

@@ -11,6 +11,8 @@ use serde::Serialize;
 pub(crate) const BRIDGE_PREFIX: &str = "cs-";
 /// Prefix length of one link: room for a gateway and five containers.
 const LINK_PREFIX_LENGTH: u8 = 29;
+/// The first address is the network's, the second the gateway's.
+const FIRST_CONTAINER: u32 = 2;
 
 /// Why a pool was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,7 +66,8 @@ impl Pool {
             bridge: format!("{BRIDGE_PREFIX}{}", instance.short()),
             subnet: Ipv4Net::new_assert(base, LINK_PREFIX_LENGTH),
             gateway: offset(base, 1),
-            address: offset(base, 2),
+            address: offset(base, FIRST_CONTAINER),
+            sidecars: Vec::new(),
         })
     }
 }
@@ -84,8 +87,30 @@ pub(crate) struct Link {
     pub(crate) subnet: Ipv4Net,
     /// The node's address on the bridge.
     pub(crate) gateway: Ipv4Addr,
-    /// The container's address.
+    /// The main container's address.
     pub(crate) address: Ipv4Addr,
+    /// The addresses of the containers beside it.
+    #[serde(skip)]
+    pub(crate) sidecars: Vec<Ipv4Addr>,
+}
+
+impl Link {
+    /// The same with containers at these positions beside the main one.
+    pub(crate) fn shared_by(mut self, positions: impl IntoIterator<Item = u32>) -> Self {
+        let beside = positions.into_iter().filter(|position| *position != 0);
+        self.sidecars = beside.map(|position| self.address_at(position)).collect();
+        self
+    }
+
+    /// The address of the container at a position; 0 is the main one.
+    pub(crate) fn address_at(&self, position: u32) -> Ipv4Addr {
+        offset(self.subnet.network(), FIRST_CONTAINER + position)
+    }
+
+    /// Every address that may speak on it.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        std::iter::once(self.address).chain(self.sidecars.iter().copied())
+    }
 }
 
 #[cfg(test)]
@@ -103,6 +128,13 @@ mod tests {
         assert_eq!(first.gateway, Ipv4Addr::new(10, 201, 0, 9));
         assert_eq!(first.address, Ipv4Addr::new(10, 201, 0, 10));
         assert_eq!(first.bridge.len(), 15);
+        assert_eq!(first.addresses().collect::<Vec<_>>(), [first.address]);
+        let shared = first.clone().shared_by([0, 1]);
+        assert_eq!(shared.sidecars, [Ipv4Addr::new(10, 201, 0, 11)]);
+        assert_eq!(
+            [shared.address_at(0), shared.address_at(1)],
+            *shared.addresses().collect::<Vec<_>>()
+        );
         assert!(pool.network().contains(&pool.link(id, 8191).unwrap().subnet));
         assert!(pool.link(id, 0).is_err() && pool.link(id, 8192).is_err());
     }

@@ -13,7 +13,7 @@ use crabshack_shared::{
     ids::InstanceId,
     image::ImageReference,
     instance::{InstanceName, ServiceType},
-    resources::{Bytes, Cpus},
+    resources::{Bytes, Cpus, Resources},
     secret::Secret,
 };
 use serde::Serialize;
@@ -35,6 +35,40 @@ const RECIPE_VERSION: u32 = if cfg!(feature = "changed-recipe") { u32::MAX } els
 /// The port on which an instance's sshd listens.
 pub(crate) const SSH_PORT: u16 = 2222;
 
+/// A container of an instance, by what it is for. Most instances have the main one only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Member {
+    /// The agent.
+    Main,
+    /// Its SSH server, where the agent's image has none.
+    Ssh,
+}
+
+impl Member {
+    pub(crate) const ALL: [Self; 2] = [Self::Main, Self::Ssh];
+
+    /// Its name in labels and to people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Main => "main",
+            Self::Ssh => "ssh",
+        }
+    }
+
+    pub(crate) fn is_main(&self) -> bool {
+        *self == Self::Main
+    }
+
+    /// The position of its address on the link.
+    pub(crate) fn position(self) -> u32 {
+        match self {
+            Self::Main => 0,
+            Self::Ssh => 1,
+        }
+    }
+}
+
 /// Every recipe there is.
 static RECIPES: [(&str, Recipe); 1] = [(ServiceType::OPENCLAW, openclaw::RECIPE)];
 
@@ -44,6 +78,14 @@ pub(crate) fn recipe(service_type: &ServiceType) -> Option<&'static Recipe> {
         .iter()
         .find(|(name, _)| *name == service_type.as_str())
         .map(|(_, recipe)| recipe)
+}
+
+/// The containers that an instance of this type has; of a type that is not known, all that there can be.
+pub(crate) fn members(service_type: &ServiceType) -> Vec<Member> {
+    match recipe(service_type) {
+        Some(recipe) => recipe.members.iter().map(|recipe| recipe.member).collect(),
+        None => Member::ALL.to_vec(),
+    }
 }
 
 /// Why this node does not run such an instance, whoever asks; none: it does.
@@ -78,25 +120,29 @@ pub(crate) struct Recipe {
     pub(crate) reconfigure: &'static [&'static str],
     /// With less, the instance does not get up.
     pub(crate) minimum_memory: Bytes,
-    /// Most processes and threads.
-    pub(crate) pids: i64,
-    /// Exit codes that a further start would only repeat.
+    /// Exit codes of the main container that a further start would only repeat.
     pub(crate) never_restart_exit: &'static [i64],
-    /// The container to make.
-    pub(crate) container: fn(&RecipeInput<'_>) -> ContainerSpec,
+    /// The containers to make, the main one first.
+    pub(crate) members: &'static [MemberRecipe],
     /// The files to put beside it.
     pub(crate) files: fn(&RecipeInput<'_>) -> Files,
 }
 
 impl Recipe {
-    /// What an instance of this recipe may use.
-    pub(crate) fn limits(&self, spec: &InstanceSpec) -> Limits {
-        Limits {
-            memory: spec.resources.memory,
-            cpus: spec.resources.cpus,
-            pids: self.pids,
-        }
+    /// How one container is made; none: instances of this type have no such container.
+    pub(crate) fn member(&self, member: Member) -> Option<&'static MemberRecipe> {
+        self.members.iter().find(|recipe| recipe.member == member)
     }
+}
+
+/// How one container of an instance is run.
+#[derive(Debug)]
+pub(crate) struct MemberRecipe {
+    pub(crate) member: Member,
+    /// Its part of what the instance may use.
+    pub(crate) limits: fn(&Resources) -> Limits,
+    /// The container to make.
+    pub(crate) container: fn(&RecipeInput<'_>) -> ContainerSpec,
 }
 
 /// What a container may use. Changes while it runs, so it is no part of the recipe's hash.
@@ -130,6 +176,9 @@ pub(crate) struct RecipeInput<'a> {
 pub(crate) struct ContainerSpec {
     /// Whose.
     pub(crate) instance: InstanceId,
+    /// Which of its containers.
+    #[serde(skip_serializing_if = "Member::is_main")]
+    pub(crate) member: Member,
     /// Host name inside.
     pub(crate) hostname: InstanceName,
     /// What it is made from.

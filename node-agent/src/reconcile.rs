@@ -270,12 +270,12 @@ impl Reconciler {
                 break;
             }
             self.progress.start(id, action);
-            if action == Action::PullImage {
+            if matches!(action, Action::PullImage(_)) {
                 self.publish();
             }
             // What a tenant can draw out must not keep others from being made.
             let permit = match action {
-                Action::StopContainer | Action::PullImage | Action::Reconfigure | Action::RemoveVolume => None,
+                Action::StopContainer(_) | Action::PullImage(_) | Action::Reconfigure | Action::RemoveVolume => None,
                 _ => self.permits.acquire().await.ok(),
             };
             tracing::info!(action = action.name(), instance = %id, "action");

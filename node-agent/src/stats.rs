@@ -9,8 +9,12 @@ use std::{
 };
 
 use crabshack_shared::{agent_api::v1::Stats, ids::InstanceId};
+use futures_util::future::try_join_all;
 
-use crate::docker::{Docker, DockerError, Usage};
+use crate::{
+    docker::{Docker, DockerError, Usage},
+    recipe::Member,
+};
 
 /// A sample up to this old still tells what is used "now" ...
 const OLDEST_SAMPLE: Duration = Duration::from_secs(15);
@@ -40,9 +44,14 @@ impl StatsReader {
         }
     }
 
-    /// What the container uses; all zero when it does not run. The volume's part is the caller's.
-    pub(crate) async fn read(&self, instance: InstanceId) -> Result<Stats, DockerError> {
-        let Some(mut usage) = self.docker.usage(instance).await? else {
+    /// What these containers use together; all zero when they do not run. The volume's part is the caller's.
+    pub(crate) async fn read(&self, instance: InstanceId, members: Vec<Member>) -> Result<Stats, DockerError> {
+        let parts = try_join_all(members.into_iter().map(|member| self.one(instance, member))).await?;
+        Ok(parts.into_iter().reduce(sum).unwrap_or_default())
+    }
+
+    async fn one(&self, instance: InstanceId, member: Member) -> Result<Stats, DockerError> {
+        let Some(mut usage) = self.docker.usage(instance, member).await? else {
             return Ok(Stats::default());
         };
         let mut now = Sample {
@@ -55,7 +64,7 @@ impl StatsReader {
             None => {
                 let first = now;
                 tokio::time::sleep(CLOSEST_SAMPLE).await;
-                let Some(second) = self.docker.usage(instance).await? else {
+                let Some(second) = self.docker.usage(instance, member).await? else {
                     return Ok(Stats::default());
                 };
                 usage = second;
@@ -67,7 +76,7 @@ impl StatsReader {
             }
         };
         if usage.disk.is_none()
-            && let Some(process) = self.docker.process_id(instance).await?
+            && let Some(process) = self.docker.process_id(instance, member).await?
         {
             usage.disk = cgroup::disk(process).await;
         }
@@ -92,6 +101,21 @@ impl StatsReader {
                 None
             }
         }
+    }
+}
+
+fn sum(one: Stats, other: Stats) -> Stats {
+    Stats {
+        cpu_nanoseconds: one.cpu_nanoseconds + other.cpu_nanoseconds,
+        cpu_percent: one.cpu_percent + other.cpu_percent,
+        memory_used: one.memory_used + other.memory_used,
+        memory_limit: one.memory_limit + other.memory_limit,
+        pids: one.pids + other.pids,
+        network_received: one.network_received + other.network_received,
+        network_sent: one.network_sent + other.network_sent,
+        disk_read: one.disk_read + other.disk_read,
+        disk_written: one.disk_written + other.disk_written,
+        ..one
     }
 }
 

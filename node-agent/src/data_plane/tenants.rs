@@ -70,7 +70,9 @@ impl Instances for Tenants {
 
     async fn stats(&self, id: InstanceId) -> Result<Stats, Problem> {
         let entry = self.entry(id)?;
-        let mut stats = self.stats.read(id).await.map_err(|error| unreadable(id, &error, "usage"))?;
+        let members = recipe::members(&entry.order.spec.service_type);
+        let stats = self.stats.read(id, members).await;
+        let mut stats = stats.map_err(|error| unreadable(id, &error, "usage"))?;
         if stats.memory_limit == 0 {
             stats.memory_limit = entry.order.spec.resources.memory.get();
         }

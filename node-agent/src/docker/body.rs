@@ -65,7 +65,7 @@ pub(super) fn container(spec: &ContainerSpec, image: String, options: Options) -
     let network = docker_name(spec.instance);
     let endpoint = EndpointSettings {
         ipam_config: Some(EndpointIpamConfig {
-            ipv4_address: Some(spec.link.address.to_string()),
+            ipv4_address: Some(spec.link.address_at(spec.member.position()).to_string()),
             ..EndpointIpamConfig::default()
         }),
         ..EndpointSettings::default()
@@ -76,13 +76,7 @@ pub(super) fn container(spec: &ContainerSpec, image: String, options: Options) -
         image: Some(image),
         env: Some(spec.environment.iter().map(|(key, value)| format!("{key}={value}")).collect()),
         exposed_ports: Some(spec.published.iter().map(|port| tcp(port.container_port)).collect()),
-        labels: Some(map([
-            (labels::INSTANCE, spec.instance.to_string()),
-            (labels::RECIPE, spec.recipe.clone()),
-            (labels::RESTARTS, spec.restarts.to_string()),
-            (labels::SPEC, spec.spec_revision.to_string()),
-            (labels::GENERATION, spec.generation.to_string()),
-        ])),
+        labels: Some(labels::of(spec)),
         stop_signal: Some(spec.stop_signal.to_owned()),
         stop_timeout: Some(i64::try_from(spec.stop_grace.as_secs()).unwrap_or(i64::MAX)),
         host_config: Some(host(spec, &network, options)),

@@ -1,4 +1,4 @@
-//! One container per instance: make, start, stop, remove.
+//! The containers of instances: make, start, stop, remove.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use bollard::{
 use crabshack_shared::ids::InstanceId;
 
 use super::{
-    Docker, DockerError, NORMAL, body, docker_name,
+    Docker, DockerError, NORMAL, body, container_name,
     error::{message, status},
     labels,
 };
-use crate::recipe::ContainerSpec;
+use crate::recipe::{ContainerSpec, Member};
 
 /// What the engine needs beyond an instance's own grace: killing, unmounting, the network.
 const STOP_MARGIN: Duration = Duration::from_secs(15);
@@ -49,7 +49,7 @@ impl Docker {
             });
         }
         let options = CreateContainerOptionsBuilder::default()
-            .name(&docker_name(spec.instance))
+            .name(&container_name(spec.instance, spec.member))
             .build();
         let request = body::container(spec, image.name, self.body_options());
         let result = self
@@ -71,8 +71,8 @@ impl Docker {
     }
 
     /// Starts the container. Idempotent.
-    pub(crate) async fn start_container(&self, instance: InstanceId) -> Result<(), DockerError> {
-        let name = docker_name(instance);
+    pub(crate) async fn start_container(&self, instance: InstanceId, member: Member) -> Result<(), DockerError> {
+        let name = container_name(instance, member);
         let result = self
             .call(NORMAL, |client| async move {
                 client.start_container(&name, None::<StartContainerOptions>).await
@@ -91,8 +91,8 @@ impl Docker {
     }
 
     /// Asks the instance to end, and kills it after its grace. Idempotent; no container is success.
-    pub(crate) async fn stop_container(&self, instance: InstanceId, grace: Duration) -> Result<(), DockerError> {
-        let name = docker_name(instance);
+    pub(crate) async fn stop_container(&self, instance: InstanceId, member: Member, grace: Duration) -> Result<(), DockerError> {
+        let name = container_name(instance, member);
         let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
         let options = StopContainerOptionsBuilder::default().t(seconds).build();
         let result = self
@@ -108,8 +108,8 @@ impl Docker {
     }
 
     /// Lets a paused container go on. Idempotent; one that is not paused is success.
-    pub(crate) async fn unpause_container(&self, instance: InstanceId) -> Result<(), DockerError> {
-        let name = docker_name(instance);
+    pub(crate) async fn unpause_container(&self, instance: InstanceId, member: Member) -> Result<(), DockerError> {
+        let name = container_name(instance, member);
         let result = self
             .call(NORMAL, |client| async move { client.unpause_container(&name).await })
             .await;
@@ -130,11 +130,11 @@ impl Docker {
     }
 
     /// Removes the container, running or not, with what it wrote outside its volume. Idempotent.
-    pub(crate) async fn remove_container(&self, instance: InstanceId) -> Result<(), DockerError> {
-        let Some(found) = self.inspect(&docker_name(instance)).await? else {
+    pub(crate) async fn remove_container(&self, instance: InstanceId, member: Member) -> Result<(), DockerError> {
+        let Some(found) = self.inspect(&container_name(instance, member)).await? else {
             return Ok(());
         };
-        if owner(&found) != Some(instance) {
+        if owner(&found) != Some((instance, member)) {
             return Err(DockerError::Conflict {
                 operation: "remove the container",
                 instance,
@@ -184,10 +184,10 @@ impl Docker {
                 message,
             })
         };
-        let Some(found) = self.inspect(&docker_name(spec.instance)).await? else {
+        let Some(found) = self.inspect(&container_name(spec.instance, spec.member)).await? else {
             return conflict(refusal);
         };
-        if owner(&found) != Some(spec.instance) {
+        if owner(&found) != Some((spec.instance, spec.member)) {
             return conflict("a container of its name does not carry our label; remove it by hand if it may go".to_owned());
         }
         let status = found.state.as_ref().and_then(|state| state.status);
@@ -220,7 +220,7 @@ impl Docker {
     }
 }
 
-fn owner(found: &ContainerInspectResponse) -> Option<InstanceId> {
+fn owner(found: &ContainerInspectResponse) -> Option<(InstanceId, Member)> {
     let labels = found.config.as_ref()?.labels.as_ref();
-    labels::instance("container", found.name.as_deref().unwrap_or_default(), labels)
+    labels::container(found.name.as_deref().unwrap_or_default(), labels)
 }

@@ -7,7 +7,8 @@ use bollard::models::{
 };
 use crabshack_shared::ids::InstanceId;
 
-use super::{AppliedLimits, Docker, DockerError, NORMAL, docker_name, error::status, labels};
+use super::{AppliedLimits, Docker, DockerError, NORMAL, container_name, docker_name, error::status, labels};
+use crate::recipe::Member;
 
 /// A running container's bounds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,33 +58,33 @@ pub(crate) struct PortFound {
 }
 
 impl Docker {
-    /// How the container of an instance is held; none: it has none that runs.
-    pub(crate) async fn hardening(&self, instance: InstanceId) -> Result<Option<Hardening>, DockerError> {
-        let found = self.inspect(&docker_name(instance)).await?;
+    /// How a container of an instance is held; none: it has none that runs.
+    pub(crate) async fn hardening(&self, instance: InstanceId, member: Member) -> Result<Option<Hardening>, DockerError> {
+        let found = self.inspect(&container_name(instance, member)).await?;
         let runs = |found: &ContainerInspectResponse| found.state.as_ref().and_then(|state| state.running).unwrap_or(false);
         Ok(found.filter(runs).map(|found| read(&found)))
     }
 
     /// Takes a container out of networks that are not its own, and makes Docker leave every start to us.
     /// Nothing in it is restarted. Idempotent.
-    pub(crate) async fn confine(&self, instance: InstanceId) -> Result<(), DockerError> {
-        let Some(found) = self.inspect(&docker_name(instance)).await? else {
+    pub(crate) async fn confine(&self, instance: InstanceId, member: Member) -> Result<(), DockerError> {
+        let Some(found) = self.inspect(&container_name(instance, member)).await? else {
             return Err(DockerError::NoSuchContainer { instance });
         };
         let held = read(&found);
         for network in held.other_networks(instance) {
-            self.leave_network(instance, network).await?;
+            self.leave_network(container_name(instance, member), network).await?;
         }
         if held.restarts_itself {
-            self.forbid_restarts(instance).await?;
+            self.forbid_restarts(container_name(instance, member)).await?;
         }
         self.forget(|known| known == instance);
         Ok(())
     }
 
-    async fn leave_network(&self, instance: InstanceId, network: &str) -> Result<(), DockerError> {
+    async fn leave_network(&self, container: String, network: &str) -> Result<(), DockerError> {
         let request = NetworkDisconnectRequest {
-            container: docker_name(instance),
+            container,
             force: Some(true),
         };
         let result = self
@@ -99,7 +100,7 @@ impl Docker {
         }
     }
 
-    async fn forbid_restarts(&self, instance: InstanceId) -> Result<(), DockerError> {
+    async fn forbid_restarts(&self, container: String) -> Result<(), DockerError> {
         let body = ContainerUpdateBody {
             restart_policy: Some(RestartPolicy {
                 name: Some(RestartPolicyNameEnum::NO),
@@ -108,9 +109,10 @@ impl Docker {
             ..ContainerUpdateBody::default()
         };
         let result = self
-            .call(NORMAL, |client| async move {
-                client.update_container(&docker_name(instance), body).await
-            })
+            .call(
+                NORMAL,
+                |client| async move { client.update_container(&container, body).await },
+            )
             .await;
         result.map_err(|error| DockerError::of("change the container's restart policy", error))
     }

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use crabshack_shared::{generation::Generation, ids::InstanceId};
 
+use crate::recipe::{ContainerSpec, Member};
+
 /// Whose a container or network is.
 pub(super) const INSTANCE: &str = "crabshack.instance";
 /// Hash of the spec a container was made from.
@@ -15,16 +17,28 @@ pub(super) const SPEC: &str = "crabshack.spec";
 /// Generation of the order a container was made for.
 pub(super) const GENERATION: &str = "crabshack.generation";
 
+/// Which of an instance's containers it is; without it, the main one.
+pub(super) const MEMBER: &str = "crabshack.member";
+
 /// A label map as Docker gives it.
 pub(super) type Labels = HashMap<String, String>;
 
-/// The instance an object belongs to; none, with a warning, when it only looks like ours.
+/// The instance a network belongs to; none, with a warning, when it only looks like ours.
 ///
 /// A label alone proves nothing (images hand theirs down to any container), so the name must fit.
-pub(super) fn instance(kind: &'static str, name: &str, labels: Option<&Labels>) -> Option<InstanceId> {
+pub(super) fn network(name: &str, labels: Option<&Labels>) -> Option<InstanceId> {
+    labelled("network", name, labels, |id| Some(super::docker_name(id)))
+}
+
+fn labelled(
+    kind: &'static str,
+    name: &str,
+    labels: Option<&Labels>,
+    own_name: impl FnOnce(InstanceId) -> Option<String>,
+) -> Option<InstanceId> {
     let text = labels?.get(INSTANCE)?;
     match text.parse::<InstanceId>() {
-        Ok(id) if name.trim_start_matches('/') == super::docker_name(id) => Some(id),
+        Ok(id) if own_name(id).as_deref() == Some(name.trim_start_matches('/')) => Some(id),
         Ok(_) => {
             tracing::warn!(
                 kind,
@@ -40,6 +54,34 @@ pub(super) fn instance(kind: &'static str, name: &str, labels: Option<&Labels>) 
             None
         }
     }
+}
+
+/// The instance and the part of it that a container is; none as for [`network`].
+pub(super) fn container(name: &str, labels: Option<&Labels>) -> Option<(InstanceId, Member)> {
+    let text = labels.and_then(|labels| labels.get(MEMBER));
+    let member = text.map_or(Some(Member::Main), |text| {
+        Member::ALL.into_iter().find(|member| member.name() == text)
+    });
+    let id = labelled("container", name, labels, |id| {
+        member.map(|member| super::container_name(id, member))
+    })?;
+    Some((id, member?))
+}
+
+/// The labels of a container to make.
+pub(super) fn of(spec: &ContainerSpec) -> Labels {
+    let member = (!spec.member.is_main()).then(|| (MEMBER, spec.member.name().to_owned()));
+    [
+        (INSTANCE, spec.instance.to_string()),
+        (RECIPE, spec.recipe.clone()),
+        (RESTARTS, spec.restarts.to_string()),
+        (SPEC, spec.spec_revision.to_string()),
+        (GENERATION, spec.generation.to_string()),
+    ]
+    .into_iter()
+    .chain(member)
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect()
 }
 
 /// What a container was made from.
@@ -80,10 +122,22 @@ mod tests {
         let id = InstanceId::random();
         let labels = |value: String| Labels::from([(INSTANCE.to_owned(), value)]);
         let name = format!("/cs-{id}");
-        assert_eq!(instance("container", &name, Some(&labels(id.to_string()))), Some(id));
-        assert_eq!(instance("container", "/other", Some(&labels(id.to_string()))), None);
-        assert_eq!(instance("container", &name, Some(&labels("x".to_owned()))), None);
-        assert_eq!(instance("container", &name, None), None);
+        let of_main = Some((id, Member::Main));
+        assert_eq!(container(&name, Some(&labels(id.to_string()))), of_main);
+        assert_eq!(container("/other", Some(&labels(id.to_string()))), None);
+        assert_eq!(container(&name, Some(&labels("x".to_owned()))), None);
+        assert_eq!(container(&name, None), None);
+        assert_eq!(network(&name, Some(&labels(id.to_string()))), Some(id));
+        let of_member = |member: &str| {
+            let mut labels = labels(id.to_string());
+            labels.insert(MEMBER.to_owned(), member.to_owned());
+            labels
+        };
+        let sidecar = format!("{name}-ssh");
+        assert_eq!(container(&sidecar, Some(&of_member("ssh"))), Some((id, Member::Ssh)));
+        assert_eq!(container(&sidecar, Some(&labels(id.to_string()))), None);
+        assert_eq!(container(&name, Some(&of_member("ssh"))), None);
+        assert_eq!(container(&name, Some(&of_member("other"))), None);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use bollard::models::{ContainerUpdateBody, HostConfig};
 use crabshack_shared::ids::InstanceId;
 
-use super::{Docker, DockerError, NORMAL, docker_name, error::status};
-use crate::recipe::Limits;
+use super::{Docker, DockerError, NORMAL, container_name, error::status};
+use crate::recipe::{Limits, Member};
 
 /// Docker measures CPU time in slices of 100 ms.
 const CPU_PERIOD_MICROSECONDS: i64 = 100_000;
@@ -91,7 +91,7 @@ impl Docker {
     }
 
     /// Gives the container other limits, running or not; nothing in it is restarted. Idempotent.
-    pub(crate) async fn update_limits(&self, instance: InstanceId, limits: &Limits) -> Result<(), DockerError> {
+    pub(crate) async fn update_limits(&self, instance: InstanceId, member: Member, limits: &Limits) -> Result<(), DockerError> {
         let limits = AppliedLimits::of(limits);
         let body = ContainerUpdateBody {
             memory: Some(limits.memory),
@@ -103,7 +103,7 @@ impl Docker {
         };
         let result = self
             .call(NORMAL, |client| async move {
-                client.update_container(&docker_name(instance), body).await
+                client.update_container(&container_name(instance, member), body).await
             })
             .await;
         self.forget(|known| known == instance);

@@ -41,7 +41,7 @@ impl Docker {
     pub(crate) async fn remove_network(&self, instance: InstanceId) -> Result<(), DockerError> {
         for network in self.networks_named(instance).await? {
             let name = network.name.as_deref().unwrap_or_default();
-            let (Some(docker_id), Some(_)) = (network.id, labels::instance("network", name, network.labels.as_ref())) else {
+            let (Some(docker_id), Some(_)) = (network.id, labels::network(name, network.labels.as_ref())) else {
                 continue;
             };
             let result = self
@@ -95,7 +95,7 @@ impl Docker {
 pub(super) fn read(network: &models::Network) -> Option<Network> {
     let name = network.name.as_deref().unwrap_or_default();
     Some(Network {
-        instance: labels::instance("network", name, network.labels.as_ref())?,
+        instance: labels::network(name, network.labels.as_ref())?,
         subnet: subnet(network),
         bridge: bridge(network),
     })
@@ -117,7 +117,7 @@ pub(super) fn bridge(network: &models::Network) -> String {
 
 fn difference(network: &models::Network, link: &Link) -> Option<String> {
     let name = network.name.as_deref().unwrap_or_default();
-    if labels::instance("network", name, network.labels.as_ref()) != Some(link.instance) {
+    if labels::network(name, network.labels.as_ref()) != Some(link.instance) {
         Some("does not carry our label".to_owned())
     } else if bridge(network) != link.bridge {
         Some(format!("its bridge is `{}` and not `{}`", bridge(network), link.bridge))

@@ -62,7 +62,7 @@ impl Docker {
             containers: containers
                 .into_iter()
                 .flatten()
-                .map(|container| (container.instance, container))
+                .map(|container| ((container.instance, container.member), container))
                 .collect(),
             networks: networks
                 .iter()
@@ -75,7 +75,7 @@ impl Docker {
     /// None: not ours, or gone since it was listed.
     async fn read(&self, summary: ContainerSummary) -> Result<Option<Container>, DockerError> {
         let name = summary.names.iter().flatten().next().map_or("", String::as_str);
-        let Some(instance) = labels::instance("container", name, summary.labels.as_ref()) else {
+        let Some((instance, member)) = labels::container(name, summary.labels.as_ref()) else {
             return Ok(None);
         };
         let docker_id = summary.id.clone().unwrap_or_default();
@@ -103,6 +103,7 @@ impl Docker {
             image_id: summary.image_id.unwrap_or_default(),
             docker_id,
             instance,
+            member,
             recipe,
             restarts,
             generation,

@@ -6,7 +6,8 @@ use bollard::{models::ContainerStatsResponse, query_parameters::StatsOptionsBuil
 use crabshack_shared::ids::InstanceId;
 use futures_util::TryStreamExt as _;
 
-use super::{Docker, DockerError, NORMAL, docker_name, error::status};
+use super::{Docker, DockerError, NORMAL, container_name, error::status};
+use crate::recipe::Member;
 
 /// What a running container uses now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,12 +32,12 @@ pub(crate) struct Usage {
 
 impl Docker {
     /// What the container uses; none: there is none, or it does not run.
-    pub(crate) async fn usage(&self, instance: InstanceId) -> Result<Option<Usage>, DockerError> {
+    pub(crate) async fn usage(&self, instance: InstanceId, member: Member) -> Result<Option<Usage>, DockerError> {
         // One shot: else the engine waits a second for a second sample.
         let options = StatsOptionsBuilder::default().stream(false).one_shot(true).build();
         let result = self
             .call(NORMAL, |client| async move {
-                let mut stats = client.stats(&docker_name(instance), Some(options));
+                let mut stats = client.stats(&container_name(instance, member), Some(options));
                 stats.try_next().await
             })
             .await;
@@ -48,8 +49,8 @@ impl Docker {
     }
 
     /// The node's process id of a running container's first process.
-    pub(crate) async fn process_id(&self, instance: InstanceId) -> Result<Option<u32>, DockerError> {
-        let found = self.inspect(&docker_name(instance)).await?;
+    pub(crate) async fn process_id(&self, instance: InstanceId, member: Member) -> Result<Option<u32>, DockerError> {
+        let found = self.inspect(&container_name(instance, member)).await?;
         let pid = found.and_then(|found| found.state?.pid);
         Ok(pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0))
     }

@@ -44,7 +44,7 @@ impl Docker {
         let like_ours = |name: &str| name.starts_with(BRIDGE_PREFIX);
         let containers = containers.iter().filter_map(|container| {
             let name = container.names.iter().flatten().next()?.trim_start_matches('/');
-            let ours = labels::instance("container", name, container.labels.as_ref()).is_some();
+            let ours = labels::container(name, container.labels.as_ref()).is_some();
             (like_ours(name) && !ours).then(|| Stranger {
                 kind: StrangerKind::Container,
                 name: name.to_owned(),

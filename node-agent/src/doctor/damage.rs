@@ -57,12 +57,15 @@ impl Damage {
 
     /// Whether the part is as it should be.
     pub(crate) fn is_mended(self, order: &InstanceOrder, now: &Observed) -> bool {
-        let container = now.container.as_ref();
+        let all = |holds: fn(&Container) -> bool| {
+            let mut parts = now.parts.iter().filter(|part| part.wanted);
+            parts.all(|part| part.container.as_ref().is_some_and(holds))
+        };
         match self {
-            Self::Removed => container.is_some_and(|container| container.run != Run::Broken),
-            Self::Ended | Self::Paused => container.is_some_and(|container| container.run == Run::Running),
-            Self::Limits => container.is_some_and(|container| container.limits == LimitsState::Match),
-            Self::Loosened => container.is_some_and(|container| container.confined),
+            Self::Removed => all(|container| container.run != Run::Broken),
+            Self::Ended | Self::Paused => all(|container| container.run == Run::Running),
+            Self::Limits => all(|container| container.limits == LimitsState::Match),
+            Self::Loosened => all(|container| container.confined),
             Self::Network => now.network == Presence::Matches && !must_be_made_again(order, now),
             Self::Egress => now.armed,
             Self::Files => now.files,
@@ -71,8 +74,17 @@ impl Damage {
     }
 
     /// What happened; none: that part was changed by nobody.
-    fn told(self, order: &InstanceOrder, before: &Container, now: &Observed) -> Option<String> {
-        let container = now.container.as_ref();
+    fn told(self, order: &InstanceOrder, before: &Observed, now: &Observed) -> Option<String> {
+        let mut parts = before.parts.iter();
+        parts.find_map(|part| {
+            let container = now.parts.iter().find(|now| now.member == part.member);
+            let container = container.and_then(|now| now.container.as_ref());
+            self.told_of(order, part.container.as_ref()?, container, now)
+        })
+    }
+
+    /// The same, as far as one of its containers shows it.
+    fn told_of(self, order: &InstanceOrder, before: &Container, container: Option<&Container>, now: &Observed) -> Option<String> {
         let run = container.map(|container| &container.run);
         let same = container.filter(|container| container.docker_id == before.docker_id);
         match self {
@@ -112,12 +124,12 @@ impl Damage {
 /// What is not right any more of an instance that had its container.
 pub(crate) fn damages(order: &InstanceOrder, before: &Observed, now: &Observed) -> Vec<(Damage, String)> {
     // One that has to be made again is our own work.
-    let Some(container) = before.container.as_ref().filter(|_| !must_be_made_again(order, before)) else {
+    if must_be_made_again(order, before) {
         return Vec::new();
-    };
+    }
     let was_right = Damage::ALL.into_iter().filter(|damage| damage.is_mended(order, before));
     was_right
-        .filter_map(|damage| Some((damage, damage.told(order, container, now)?)))
+        .filter_map(|damage| Some((damage, damage.told(order, before, now)?)))
         .collect()
 }
 
@@ -131,7 +143,7 @@ pub(super) mod tests {
     };
 
     use super::*;
-    use crate::{fixtures, ledger::Entry, link::Link};
+    use crate::{fixtures, ledger::Entry, link::Link, recipe::Member, reconcile::plan::Part};
 
     pub(in crate::doctor) fn healthy() -> Observed {
         Observed {
@@ -140,17 +152,22 @@ pub(super) mod tests {
             told: true,
             network: Presence::Matches,
             armed: true,
-            image: true,
             pressure: Pressure::None,
-            container: Some(Container {
-                docker_id: "c".to_owned(),
-                generation: Generation { epoch: 1, counter: 1 },
-                restarts: 0,
-                run: Run::Running,
-                limits: LimitsState::Match,
-                confined: true,
-                pending: false,
-            }),
+            parts: vec![Part {
+                member: Member::Main,
+                wanted: true,
+                image: true,
+                container: Some(Container {
+                    docker_id: "c".to_owned(),
+                    finished_at: None,
+                    generation: Generation { epoch: 1, counter: 1 },
+                    restarts: 0,
+                    run: Run::Running,
+                    limits: LimitsState::Match,
+                    confined: true,
+                    pending: false,
+                }),
+            }],
         }
     }
 
@@ -162,6 +179,7 @@ pub(super) mod tests {
             subnet: "10.201.0.8/29".parse().unwrap(),
             gateway: Ipv4Addr::new(10, 201, 0, 9),
             address: Ipv4Addr::new(10, 201, 0, 10),
+            sidecars: Vec::new(),
         };
         Entry {
             order,
@@ -186,7 +204,7 @@ pub(super) mod tests {
     }
 
     fn container(now: &mut Observed) -> &mut Container {
-        now.container.as_mut().unwrap()
+        now.parts[0].container.as_mut().unwrap()
     }
 
     #[test]
@@ -217,7 +235,7 @@ pub(super) mod tests {
     fn damage__should_include_a_container_that_somebody_removed() {
         let order = fixtures::order(Desired::Running, 1);
         let mut now = healthy();
-        now.container = None;
+        now.parts[0].container = None;
         let found = damages(&order, &healthy(), &now);
         assert!(matches!(&found[..], [(Damage::Removed, _)]), "{found:?}");
         assert!(Damage::Removed.is_mended(&order, &healthy()));
@@ -233,11 +251,26 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn damage__should_be_seen_of_a_sidecar_too() {
+        let order = fixtures::order(Desired::Running, 1);
+        let mut before = healthy();
+        before.parts.push(Part {
+            member: Member::Ssh,
+            ..before.parts[0].clone()
+        });
+        let mut now = before.clone();
+        now.parts[1].container = None;
+        let found = damages(&order, &before, &now);
+        assert!(matches!(&found[..], [(Damage::Removed, _)]), "{found:?}");
+        assert!(!Damage::Removed.is_mended(&order, &now) && Damage::Removed.is_mended(&order, &before));
+    }
+
+    #[test]
     fn damage__should_not_be_what_we_do_ourselves() {
         let mut order = fixtures::order(Desired::Running, 1);
         order.restarts = 1;
         let mut now = healthy();
-        now.container = None;
+        now.parts[0].container = None;
         assert_eq!(damages(&order, &healthy(), &now), [], "a restart was asked for");
         let mut other = healthy();
         container(&mut other).docker_id = "d".to_owned();

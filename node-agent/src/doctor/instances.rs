@@ -17,7 +17,7 @@ use super::{
 use crate::{
     docker::{DockerError, DockerState},
     ledger::Entry,
-    recipe,
+    recipe::{self, MemberRecipe},
 };
 
 /// How long the reconciler may take to put right what is its own, and how often that is looked at.
@@ -29,7 +29,8 @@ const CONCURRENCY: usize = 4;
 impl Doctor {
     /// Findings about containers that are there.
     pub(super) async fn containers(&self, state: &DockerState) -> Vec<Finding> {
-        let there = |entry: &Arc<Entry>| state.containers.contains_key(&entry.order.id);
+        let there: BTreeSet<InstanceId> = state.containers.keys().map(|(id, _)| *id).collect();
+        let there = |entry: &Arc<Entry>| there.contains(&entry.order.id);
         let entries: Vec<Arc<Entry>> = self.ledger.entries().into_iter().filter(there).collect();
         let mut found = self.drifts(entries).await;
         let ours: Vec<Arc<Entry>> = found
@@ -81,7 +82,7 @@ impl Doctor {
     async fn drifts(&self, entries: Vec<Arc<Entry>>) -> Vec<(Arc<Entry>, Result<Vec<Drift>, DockerError>)> {
         stream::iter(entries)
             .map(|entry| async move {
-                let drifts = self.container(&entry).await;
+                let drifts = self.members(&entry).await;
                 (entry, drifts)
             })
             .buffer_unordered(CONCURRENCY)
@@ -89,11 +90,19 @@ impl Doctor {
             .await
     }
 
-    async fn container(&self, entry: &Entry) -> Result<Vec<Drift>, DockerError> {
+    async fn members(&self, entry: &Entry) -> Result<Vec<Drift>, DockerError> {
         let Some(recipe) = recipe::recipe(&entry.order.spec.service_type) else {
             return Ok(Vec::new());
         };
-        let Some(found) = self.node.docker.hardening(entry.order.id).await? else {
+        let mut drifts = Vec::new();
+        for member in recipe.members {
+            drifts.extend(self.container(entry, member).await?);
+        }
+        Ok(drifts)
+    }
+
+    async fn container(&self, entry: &Entry, recipe: &MemberRecipe) -> Result<Vec<Drift>, DockerError> {
+        let Some(found) = self.node.docker.hardening(entry.order.id, recipe.member).await? else {
             return Ok(Vec::new());
         };
         let folder = self.node.folder(entry);
@@ -101,7 +110,7 @@ impl Doctor {
         let expected = Expected {
             instance: entry.order.id,
             spec: &spec,
-            limits: self.node.docker.applied(&recipe.limits(&entry.order.spec)),
+            limits: self.node.docker.applied(&(recipe.limits)(&entry.order.spec.resources)),
             folder: &folder.root,
         };
         Ok(container::compare(&expected, &found))

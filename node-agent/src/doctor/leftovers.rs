@@ -40,7 +40,10 @@ pub(super) fn find(
         findings.push(found(
             LEFTOVERS,
             Some(id),
-            format!("an instance that no order names runs or rests here and is left alone: if it may go, `docker rm -f cs-{id}`"),
+            format!(
+                "an instance that no order names runs or rests here and is left alone: if it may go, \
+                 `docker rm -f $(docker ps -aq --filter label=crabshack.instance={id})`"
+            ),
         ));
     }
     for id in unknown(&real.networks).into_iter().filter(|id| !real.containers.contains(id)) {

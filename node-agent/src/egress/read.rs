@@ -188,15 +188,15 @@ impl Table {
     }
 
     fn bindings(&self) -> Vec<Binding> {
-        let elements = self.sets.get("bind4").into_iter().flatten();
-        elements
-            .filter_map(|element| {
-                Some(Binding {
-                    bridge: element.bridge()?.to_owned(),
-                    address: element.parts.get(1)?.as_str()?.parse().ok()?,
-                })
-            })
-            .collect()
+        let mut bindings: BTreeMap<String, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+        for element in self.sets.get("bind4").into_iter().flatten() {
+            let address = element.parts.get(1).and_then(|part| part.as_str()?.parse().ok());
+            if let (Some(bridge), Some(address)) = (element.bridge(), address) {
+                bindings.entry(bridge.to_owned()).or_default().insert(address);
+            }
+        }
+        let bindings = bindings.into_iter();
+        bindings.map(|(bridge, addresses)| Binding { bridge, addresses }).collect()
     }
 
     fn of_bridge<'a>(&'a self, set: &str, bridge: &'a str) -> impl Iterator<Item = &'a Element> {

@@ -1,6 +1,9 @@
 //! From links to commands, with no I/O: every policy is elements of the sets of the skeleton.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use ipnet::Ipv4Net;
 use nftables::{
@@ -35,18 +38,18 @@ pub(super) const SETS: [&str; 9] = [
 /// What rules note of a bridge by themselves.
 const NOTED: [&str; 2] = ["connections", "sessions"];
 
-/// A bridge and the one address that may speak on it: all that the elements of a link depend on.
+/// A bridge and the addresses that may speak on it: all that the elements of a link depend on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Binding {
     pub(super) bridge: String,
-    pub(super) address: Ipv4Addr,
+    pub(super) addresses: BTreeSet<Ipv4Addr>,
 }
 
 impl From<&Link> for Binding {
     fn from(link: &Link) -> Self {
         Self {
             bridge: link.bridge.clone(),
-            address: link.address,
+            addresses: link.addresses().collect(),
         }
     }
 }
@@ -115,10 +118,12 @@ fn elements(service: Ipv4Addr, binding: &Binding) -> Vec<(&'static str, Vec<Expr
         let target = JumpTarget { target: chain.into() };
         Expression::List(vec![bridge(), Expression::Verdict(Verdict::Goto(target))])
     };
+    let addresses = binding.addresses.iter();
+    let addresses = addresses.map(|address| on_bridge(vec![text(address.to_string())]));
     let dns = |protocol| on_bridge(vec![text(service.to_string()), text(protocol), number(DNS_PORT)]);
     let web = WEB_PORTS.map(|port| on_bridge(vec![text("tcp"), number(port)]));
     vec![
-        ("bind4", vec![on_bridge(vec![text(binding.address.to_string())])]),
+        ("bind4", addresses.collect()),
         ("live", vec![on_bridge(vec![number(binding.epoch())])]),
         ("epoch", vec![Expression::List(vec![bridge(), number(binding.epoch())])]),
         ("profile", vec![policy("restricted")]),
@@ -139,7 +144,7 @@ mod tests {
     fn binding(bridge: &str) -> Binding {
         Binding {
             bridge: bridge.to_owned(),
-            address: Ipv4Addr::new(10, 201, 0, 10),
+            addresses: BTreeSet::from([Ipv4Addr::new(10, 201, 0, 10)]),
         }
     }
 
@@ -176,6 +181,16 @@ mod tests {
         assert_eq!(written("add", &commands), expected);
         assert_eq!(expected.clone().map(|(set, _)| set), SETS);
         assert_eq!(commands.len(), expected.len());
+    }
+
+    #[test]
+    fn arm__should_bind_every_container_of_an_instance() {
+        let mut binding = binding("cs-0123456789ab");
+        binding.addresses.insert(Ipv4Addr::new(10, 201, 0, 11));
+        let both = json!([{"concat": [binding.bridge, "10.201.0.10"]}, {"concat": [binding.bridge, "10.201.0.11"]}]);
+        let commands = arm(SERVICE, &binding);
+        assert!(written("add", &commands).contains(&("bind4".to_owned(), both)));
+        assert_eq!(footprint(SERVICE, &binding)["bind4"], 2);
     }
 
     #[test]

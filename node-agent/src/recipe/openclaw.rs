@@ -5,10 +5,14 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crabshack_shared::{environment, resources::Bytes, secret::Secret};
+use crabshack_shared::{
+    environment,
+    resources::{Bytes, Resources},
+    secret::Secret,
+};
 use serde_json::json;
 
-use super::{ContainerSpec, Files, Mount, Published, Recipe, RecipeInput, SSH_PORT, Tmpfs};
+use super::{ContainerSpec, Files, Limits, Member, MemberRecipe, Mount, Published, Recipe, RecipeInput, SSH_PORT, Tmpfs};
 
 const GATEWAY_PORT: u16 = 18789;
 const HOME: &str = "/home/agent";
@@ -23,17 +27,29 @@ pub(super) const RECIPE: Recipe = Recipe {
     stop_grace: STOP_GRACE,
     reconfigure: &["crabshack-configure"],
     minimum_memory: Bytes::gibibytes(1),
-    pids: 512,
     // "The configuration or the state cannot be used": a further start ends the same way.
     never_restart_exit: &[78],
-    container,
+    members: &[MemberRecipe {
+        member: Member::Main,
+        limits,
+        container,
+    }],
     files,
 };
+
+fn limits(resources: &Resources) -> Limits {
+    Limits {
+        memory: resources.memory,
+        cpus: resources.cpus,
+        pids: 512,
+    }
+}
 
 fn container(input: &RecipeInput<'_>) -> ContainerSpec {
     let order = input.order;
     ContainerSpec {
         instance: order.id,
+        member: Member::Main,
         hostname: order.name.clone(),
         image: order.spec.image.clone(),
         environment: environment(input),
@@ -64,7 +80,7 @@ fn container(input: &RecipeInput<'_>) -> ContainerSpec {
         stop_signal: "SIGTERM",
         stop_grace: STOP_GRACE,
         runtime: None,
-        limits: RECIPE.limits(&order.spec),
+        limits: limits(&order.spec.resources),
         restarts: order.restarts,
         spec_revision: order.spec_revision,
         generation: order.generation,

@@ -13,7 +13,7 @@ use crate::{
     ledger::Entry,
     logs,
     node::Node,
-    recipe::{self, Recipe},
+    recipe::{self, Member, MemberRecipe, Recipe},
     volume::VolumeError,
 };
 
@@ -61,28 +61,31 @@ pub(crate) async fn apply(node: &Node, armed: &ArmedCache, entry: &Entry, action
             node.egress.arm(&entry.link).await?;
             armed.note(&entry.link, true);
         }
-        Action::PullImage => node.docker.pull(&entry.order.spec.image).await?,
-        Action::CreateContainer => {
-            node.docker
-                .create_container(&(recipe_of(entry)?.container)(&node.recipe_input(entry, &folder)))
-                .await?;
+        Action::PullImage(member) => {
+            let spec = (member_of(entry, member)?.container)(&node.recipe_input(entry, &folder));
+            node.docker.pull(&spec.image).await?;
         }
-        Action::UpdateLimits => {
-            node.docker
-                .update_limits(id, &recipe_of(entry)?.limits(&entry.order.spec))
-                .await?
+        Action::CreateContainer(member) => {
+            let spec = (member_of(entry, member)?.container)(&node.recipe_input(entry, &folder));
+            node.docker.create_container(&spec).await?;
         }
-        Action::Confine => node.docker.confine(id).await?,
-        Action::Unpause => node.docker.unpause_container(id).await?,
-        Action::StartContainer => {
-            node.docker.start_container(id).await?;
-            // It reads its files as it starts.
-            files::configure_done(&folder)?;
+        Action::UpdateLimits(member) => {
+            let limits = (member_of(entry, member)?.limits)(&entry.order.spec.resources);
+            node.docker.update_limits(id, member, &limits).await?;
+        }
+        Action::Confine(member) => node.docker.confine(id, member).await?,
+        Action::Unpause(member) => node.docker.unpause_container(id, member).await?,
+        Action::StartContainer(member) => {
+            node.docker.start_container(id, member).await?;
+            if member.is_main() {
+                // It reads its files as it starts.
+                files::configure_done(&folder)?;
+            }
         }
         Action::Reconfigure => reconfigure(node, entry).await?,
-        Action::StopContainer => node.docker.stop_container(id, stop_grace(entry)).await?,
+        Action::StopContainer(member) => node.docker.stop_container(id, member, stop_grace(entry)).await?,
         Action::SaveLog => logs::save(&node.docker, &folder, id).await,
-        Action::RemoveContainer => node.docker.remove_container(id).await?,
+        Action::RemoveContainer(member) => node.docker.remove_container(id, member).await?,
         Action::DisarmEgress => {
             node.egress.disarm(&entry.link).await?;
             armed.note(&entry.link, false);
@@ -110,6 +113,12 @@ async fn reconfigure(node: &Node, entry: &Entry) -> Result<(), ApplyError> {
 /// An instance of a type that is no longer known can still be stopped.
 fn stop_grace(entry: &Entry) -> Duration {
     recipe::recipe(&entry.order.spec.service_type).map_or(STRANGER_GRACE, |recipe| recipe.stop_grace)
+}
+
+/// Only asked of what the recipe has.
+fn member_of(entry: &Entry, member: Member) -> Result<&'static MemberRecipe, ApplyError> {
+    let no_recipe = || ApplyError::NoRecipe(entry.order.spec.service_type.clone());
+    recipe_of(entry)?.member(member).ok_or_else(no_recipe)
 }
 
 fn recipe_of(entry: &Entry) -> Result<&'static Recipe, ApplyError> {

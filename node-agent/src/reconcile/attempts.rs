@@ -1,9 +1,14 @@
 //! How often something went wrong lately, and how long to wait before the next try. Times are
 //! monotonic, so that a clock that jumps neither hurries nor delays anything.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use crabshack_shared::generation::Generation;
+
+use crate::recipe::Member;
 
 /// After so many exits in a row an instance counts as crash-looping.
 const CRASH_LOOP_EXITS: u32 = 3;
@@ -23,10 +28,26 @@ pub(crate) struct Attempts {
     failed_at: Option<Instant>,
     reason: Option<String>,
     needs_person: bool,
+    endings: BTreeMap<Member, Endings>,
+    memory_kill: Option<Instant>,
+}
+
+/// How often one container ended lately.
+#[derive(Debug, Clone, Default)]
+struct Endings {
     exits: u32,
     last_exit: Option<(String, Instant)>,
     running_since: Option<Instant>,
-    memory_kill: Option<Instant>,
+}
+
+impl Endings {
+    fn is_known(&self, ending: &str) -> bool {
+        self.last_exit.as_ref().is_some_and(|(known, _)| known == ending)
+    }
+
+    fn is_crash_loop(&self) -> bool {
+        self.exits >= CRASH_LOOP_EXITS
+    }
 }
 
 impl Attempts {
@@ -56,42 +77,43 @@ impl Attempts {
         self.needs_person = false;
     }
 
-    /// The container has ended; the same ending (of that container at that time) counts once.
-    pub(crate) fn note_exit(&mut self, container: &str, finished_at: &str) {
+    /// A container has ended; the same ending (of that container at that time) counts once.
+    pub(crate) fn note_exit(&mut self, member: Member, container: &str, finished_at: &str) {
         let ending = ending(container, finished_at);
-        if self.last_exit.as_ref().is_none_or(|(known, _)| *known != ending) {
-            if self
-                .running_since
-                .take()
-                .is_some_and(|since| since.elapsed() >= FORGIVEN_AFTER)
-            {
-                self.exits = 0;
+        let of = self.endings.entry(member).or_default();
+        if !of.is_known(&ending) {
+            if of.running_since.take().is_some_and(|since| since.elapsed() >= FORGIVEN_AFTER) {
+                of.exits = 0;
             }
-            self.exits += 1;
+            of.exits += 1;
+            of.last_exit = Some((ending, Instant::now()));
             self.memory_kill = None;
-            self.last_exit = Some((ending, Instant::now()));
         }
     }
 
-    /// The container has ended because the node stopped it, to start it again later: no failure of its own.
-    pub(crate) fn note_stopped(&mut self, container: &str, finished_at: &str) {
+    /// A container has ended because the node stopped it, to start it again later: no failure of its own.
+    pub(crate) fn note_stopped(&mut self, member: Member, container: &str, finished_at: &str) {
         let ending = ending(container, finished_at);
-        if self.last_exit.as_ref().is_none_or(|(known, _)| *known != ending) {
-            self.exits = 0;
-            self.running_since = None;
+        let of = self.endings.entry(member).or_default();
+        if !of.is_known(&ending) {
+            *of = Endings {
+                last_exit: Some((ending, Instant::now())),
+                ..Endings::default()
+            };
             self.memory_kill = None;
-            self.last_exit = Some((ending, Instant::now()));
         }
     }
 
-    /// It was the node that ended it.
+    /// It was the node that ended the main container.
     pub(crate) fn was_stopped(&self) -> bool {
-        self.exits == 0 && self.last_exit.is_some()
+        let main = self.endings.get(&Member::Main);
+        main.is_some_and(|of| of.exits == 0 && of.last_exit.is_some())
     }
 
-    /// The container runs.
-    pub(crate) fn note_running(&mut self) {
-        self.running_since.get_or_insert_with(Instant::now);
+    /// A container runs.
+    pub(crate) fn note_running(&mut self, member: Member) {
+        let of = self.endings.entry(member).or_default();
+        of.running_since.get_or_insert_with(Instant::now);
     }
 
     /// The kernel killed a process of it at its memory limit.
@@ -109,20 +131,23 @@ impl Attempts {
         remaining(self.failed_at?, delay(self.failures))
     }
 
-    /// How long to leave it alone after it ended by itself.
-    pub(crate) fn wait_after_exit(&self) -> Option<Duration> {
-        let (_, at) = self.last_exit.as_ref()?;
-        remaining(*at, delay(self.exits))
+    /// How long to leave a container alone after it ended by itself.
+    pub(crate) fn wait_after_exit(&self, member: Member) -> Option<Duration> {
+        let of = self.endings.get(&member)?;
+        let (_, at) = of.last_exit.as_ref()?;
+        remaining(*at, delay(of.exits))
     }
 
-    /// It ended several times in a row.
+    /// The main container ended several times in a row.
     pub(crate) fn is_crash_loop(&self) -> bool {
-        self.exits >= CRASH_LOOP_EXITS
+        self.endings.get(&Member::Main).is_some_and(Endings::is_crash_loop)
     }
 
     /// It is in a crash loop, and its current run has not lasted long enough to end it.
     pub(crate) fn is_looping_now(&self) -> bool {
-        self.is_crash_loop() && self.running_since.is_none_or(|since| since.elapsed() < FORGIVEN_AFTER)
+        self.endings
+            .get(&Member::Main)
+            .is_some_and(|of| of.is_crash_loop() && of.running_since.is_none_or(|since| since.elapsed() < FORGIVEN_AFTER))
     }
 
     /// It failed so that trying again will not help by itself.
@@ -157,11 +182,15 @@ mod tests {
     fn attempts__should_wait_longer_each_time_and_count_an_ending_once() {
         let mut attempts = Attempts::default();
         for ending in 1..=3 {
-            attempts.note_exit("c", &ending.to_string());
-            attempts.note_exit("c", &ending.to_string());
+            attempts.note_exit(Member::Main, "c", &ending.to_string());
+            attempts.note_exit(Member::Main, "c", &ending.to_string());
         }
         assert!(attempts.is_crash_loop());
-        assert!(attempts.wait_after_exit().is_some_and(|wait| wait > Duration::from_secs(3)));
+        assert!(
+            attempts
+                .wait_after_exit(Member::Main)
+                .is_some_and(|wait| wait > Duration::from_secs(3))
+        );
         assert_eq!(delay(1), Duration::from_secs(1));
         assert_eq!(delay(40), LONGEST_WAIT);
     }
@@ -169,23 +198,23 @@ mod tests {
     #[test]
     fn attempts__should_remember_a_killed_process_until_the_end_of_the_container() {
         let mut attempts = Attempts::default();
-        attempts.note_exit("c", "1");
+        attempts.note_exit(Member::Main, "c", "1");
         attempts.note_memory_kill();
-        attempts.note_exit("c", "1");
+        attempts.note_exit(Member::Main, "c", "1");
         assert!(attempts.has_memory_kill());
-        attempts.note_exit("c", "2");
+        attempts.note_exit(Member::Main, "c", "2");
         assert!(!attempts.has_memory_kill());
     }
 
     #[test]
     fn attempts__should_not_count_a_stop_by_the_node() {
         let mut attempts = Attempts::default();
-        attempts.note_exit("c", "1");
+        attempts.note_exit(Member::Main, "c", "1");
         assert!(!attempts.was_stopped());
-        attempts.note_stopped("c", "2");
-        attempts.note_exit("c", "2");
+        attempts.note_stopped(Member::Main, "c", "2");
+        attempts.note_exit(Member::Main, "c", "2");
         assert!(attempts.was_stopped());
-        attempts.note_exit("c", "3");
+        attempts.note_exit(Member::Main, "c", "3");
         assert!(!attempts.was_stopped() && !attempts.is_crash_loop());
     }
 

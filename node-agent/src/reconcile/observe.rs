@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::Ipv4Addr,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -12,7 +13,7 @@ use crabshack_shared::{
     telemetry::Chain,
 };
 
-use super::plan::{Container, LimitsState, Observed, Presence, Run, must_be_made_again};
+use super::plan::{Container, LimitsState, Observed, Part, Presence, Run, is_stale, must_be_made_again};
 use crate::{
     docker::{self, ContainerState, DockerError, DockerState},
     egress::{Egress, EgressError},
@@ -21,7 +22,7 @@ use crate::{
     link::Link,
     logs,
     node::Node,
-    recipe,
+    recipe::{self, Member},
     volume::{Volume, VolumeError},
 };
 
@@ -51,11 +52,9 @@ pub(crate) struct Snapshot {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
     pub(crate) observed: Observed,
-    /// Docker's id of the running container.
+    /// Docker's id of the main container while it runs.
     pub(crate) running: Option<String>,
-    /// When it ended, in Docker's words: tells one ending from the next.
-    pub(crate) finished_at: Option<String>,
-    /// How it ended, while it is down by itself.
+    /// How that one ended, while it is down by itself.
     pub(crate) last_exit: Option<LastExit>,
     pub(crate) image_digest: Option<String>,
     pub(crate) ssh_fingerprint: Option<String>,
@@ -66,6 +65,17 @@ impl Seen {
     fn is_settled(&self) -> bool {
         self.observed.files && self.observed.told
     }
+
+    /// The containers that run; none: not all that it has do.
+    fn all_running(&self) -> Option<Vec<&str>> {
+        let parts = self.observed.parts.iter();
+        parts
+            .map(|part| {
+                let container = part.container.as_ref()?;
+                container.run.is_up().then_some(container.docker_id.as_str())
+            })
+            .collect()
+    }
 }
 
 /// Which bridges are armed: listed from the kernel every period, kept up by arming and disarming in
@@ -73,11 +83,14 @@ impl Seen {
 #[derive(Debug, Default)]
 pub(crate) struct ArmedCache(Mutex<Armed>);
 
+/// By bridge, the addresses that may speak there.
+type Bridges = BTreeMap<String, BTreeSet<Ipv4Addr>>;
+
 #[derive(Debug, Default)]
 struct Armed {
-    bridges: BTreeSet<String>,
-    /// What was noted since the last listing began: it may be newer than the listing.
-    noted: BTreeMap<String, bool>,
+    bridges: Bridges,
+    /// What was noted since the last listing began: it may be newer than the listing. No address: disarmed.
+    noted: Bridges,
 }
 
 impl ArmedCache {
@@ -90,13 +103,13 @@ impl ArmedCache {
     }
 
     /// Takes over a listing, except for links that were noted while it was made.
-    async fn replaced<E>(&self, list: impl AsyncFnOnce() -> Result<BTreeSet<String>, E>) -> Result<(), E> {
+    async fn replaced<E>(&self, list: impl AsyncFnOnce() -> Result<Bridges, E>) -> Result<(), E> {
         self.lock().noted.clear();
         let listed = list().await?;
         let mut armed = self.lock();
         armed.bridges = listed;
-        for (bridge, is_armed) in std::mem::take(&mut armed.noted) {
-            armed.set(bridge, is_armed);
+        for (bridge, addresses) in std::mem::take(&mut armed.noted) {
+            armed.set(bridge, addresses);
         }
         Ok(())
     }
@@ -104,12 +117,15 @@ impl ArmedCache {
     /// Notes that a link is armed or not any more.
     pub(crate) fn note(&self, link: &Link, armed: bool) {
         let mut known = self.lock();
-        known.noted.insert(link.bridge.clone(), armed);
-        known.set(link.bridge.clone(), armed);
+        let addresses: BTreeSet<Ipv4Addr> = link.addresses().filter(|_| armed).collect();
+        known.noted.insert(link.bridge.clone(), addresses.clone());
+        known.set(link.bridge.clone(), addresses);
     }
 
     fn contains(&self, link: &Link) -> bool {
-        self.lock().bridges.contains(&link.bridge)
+        let known = self.lock();
+        let addresses = known.bridges.get(&link.bridge);
+        addresses.is_some_and(|addresses| link.addresses().all(|address| addresses.contains(&address)))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Armed> {
@@ -118,11 +134,11 @@ impl ArmedCache {
 }
 
 impl Armed {
-    fn set(&mut self, bridge: String, armed: bool) {
-        if armed {
-            self.bridges.insert(bridge);
-        } else {
+    fn set(&mut self, bridge: String, addresses: BTreeSet<Ipv4Addr>) {
+        if addresses.is_empty() {
             self.bridges.remove(&bridge);
+        } else {
+            self.bridges.insert(bridge, addresses);
         }
     }
 }
@@ -167,9 +183,12 @@ pub(crate) async fn observe(
     snapshot.unknown = docker
         .containers
         .iter()
-        .filter(|(id, _)| !snapshot.instances.contains_key(id))
-        .map(|(id, container)| (*id, container.published))
-        .collect();
+        .filter(|((id, _), _)| !snapshot.instances.contains_key(id))
+        .fold(BTreeMap::new(), |mut unknown, ((id, _), container)| {
+            let port: &mut Option<u16> = unknown.entry(*id).or_default();
+            *port = port.or(container.published);
+            unknown
+        });
     Ok(snapshot)
 }
 
@@ -184,6 +203,7 @@ async fn look(
 ) -> Result<Seen, ObserveError> {
     let (id, earlier) = (entry.order.id, memory.earlier);
     let folder = node.folder(entry);
+    let recipe = recipe::recipe(&entry.order.spec.service_type);
     let network = match docker.networks.get(&id) {
         None => Presence::Absent,
         Some(network) if network.subnet == Some(entry.link.subnet) && network.bridge == entry.link.bridge => Presence::Matches,
@@ -198,60 +218,63 @@ async fn look(
         },
         ..Seen::default()
     };
-    if let Some(container) = docker.containers.get(&id) {
-        let run = match &container.state {
-            ContainerState::Created => Run::Created,
-            ContainerState::Running { .. } => Run::Running,
-            ContainerState::Paused => Run::Paused,
-            ContainerState::Exited { code, oom, .. } => Run::Exited {
-                code: *code,
-                out_of_memory: *oom && *code == KILLED,
-            },
-            ContainerState::Removing | ContainerState::Dead => Run::Broken,
+    for member in Member::ALL {
+        let wanted = recipe.is_none_or(|recipe| recipe.member(member).is_some());
+        let found = docker.containers.get(&(id, member));
+        let container = match found {
+            Some(found) => Some(container(node, entry, found, earlier).await),
+            None => None,
         };
-        if let ContainerState::Exited { finished_at, .. } = &container.state {
-            seen.finished_at = Some(finished_at.to_rfc3339());
+        if container.is_some() || recipe.is_some() && wanted {
+            let image = false;
+            seen.observed.parts.push(Part {
+                member,
+                wanted,
+                image,
+                container,
+            });
         }
-        if run.is_up() {
-            seen.running = Some(container.docker_id.clone());
-        }
-        seen.observed.container = Some(Container {
-            docker_id: container.docker_id.clone(),
-            generation: container.generation,
-            restarts: container.restarts,
-            limits: limits(node, entry, container, &run, earlier).await,
-            run,
-            confined: container.confined,
-            pending: false,
-        });
     }
-    let same = |earlier: &&Seen| earlier.is_settled() && earlier.running.is_some() && earlier.running == seen.running;
+    let running = seen.observed.main().filter(|container| container.run.is_up());
+    seen.running = running.map(|container| container.docker_id.clone());
+    let same = |earlier: &&Seen| {
+        let running = earlier.all_running();
+        earlier.is_settled() && running.is_some() && running == seen.all_running()
+    };
     if let Some(earlier) = earlier.filter(same).filter(|_| !memory.in_full) {
         seen.observed.files = earlier.observed.files;
         seen.observed.told = earlier.observed.told;
-        let pending = earlier.observed.container.as_ref().is_some_and(|container| container.pending);
-        seen.observed
-            .container
-            .iter_mut()
-            .for_each(|container| container.pending = pending);
+        for (part, before) in seen.observed.parts.iter_mut().zip(&earlier.observed.parts) {
+            let pending = before.container.as_ref().is_some_and(|container| container.pending);
+            part.container.iter_mut().for_each(|container| container.pending = pending);
+        }
         seen.image_digest.clone_from(&earlier.image_digest);
         seen.ssh_fingerprint.clone_from(&earlier.ssh_fingerprint);
     } else if entry.order.desired == Desired::Running
-        && let Some(recipe) = recipe::recipe(&entry.order.spec.service_type)
+        && let Some(recipe) = recipe
     {
         let input = node.recipe_input(entry, &folder);
         let wanted = (recipe.files)(&input);
         seen.observed.files = !files::differs(&folder, &wanted);
         seen.observed.told = files::is_told(&folder, &wanted);
-        if let (Some(made), Some(container)) = (docker.containers.get(&id), &mut seen.observed.container) {
-            container.pending =
-                made.spec_revision < entry.order.spec_revision || made.recipe != (recipe.container)(&input).recipe;
+        for member in recipe.members {
+            let spec = (member.container)(&input);
+            let made = docker.containers.get(&(id, member.member));
+            let pending = made.is_some_and(|made| made.spec_revision < entry.order.spec_revision || made.recipe != spec.recipe);
+            let digest = images.digest(node, &spec.image).await?;
+            let Some(at) = seen.observed.parts.iter().position(|part| part.member == member.member) else {
+                continue;
+            };
+            if let Some(container) = &mut seen.observed.parts[at].container {
+                container.pending = pending;
+            }
+            let stale = is_stale(&entry.order, &seen.observed, seen.observed.parts[at].container.as_ref());
+            seen.observed.parts[at].image = stale && digest.is_some();
+            if !stale && member.member.is_main() {
+                seen.image_digest = digest;
+            }
         }
-        let digest = images.digest(node, &entry.order.spec.image).await?;
-        if must_be_made_again(&entry.order, &seen.observed) {
-            seen.observed.image = digest.is_some();
-        } else {
-            seen.image_digest = digest;
+        if !must_be_made_again(&entry.order, &seen.observed) {
             seen.ssh_fingerprint = files::ssh_fingerprint(&folder);
             seen.last_exit = last_exit(node, entry, &seen, earlier).await;
         }
@@ -259,33 +282,63 @@ async fn look(
     Ok(seen)
 }
 
+/// A container of Docker's, as far as decisions need it.
+async fn container(node: &Node, entry: &Entry, found: &docker::Container, earlier: Option<&Seen>) -> Container {
+    let run = match &found.state {
+        ContainerState::Created => Run::Created,
+        ContainerState::Running { .. } => Run::Running,
+        ContainerState::Paused => Run::Paused,
+        ContainerState::Exited { code, oom, .. } => Run::Exited {
+            code: *code,
+            out_of_memory: *oom && *code == KILLED,
+        },
+        ContainerState::Removing | ContainerState::Dead => Run::Broken,
+    };
+    Container {
+        docker_id: found.docker_id.clone(),
+        finished_at: match &found.state {
+            ContainerState::Exited { finished_at, .. } => Some(finished_at.to_rfc3339()),
+            _ => None,
+        },
+        generation: found.generation,
+        restarts: found.restarts,
+        limits: limits(node, entry, found, &run, earlier).await,
+        run,
+        confined: found.confined,
+        pending: false,
+    }
+}
+
 /// Compares what the container may use with the order. What it uses now is asked only when that matters.
 async fn limits(node: &Node, entry: &Entry, container: &docker::Container, run: &Run, earlier: Option<&Seen>) -> LimitsState {
-    let Some(recipe) = recipe::recipe(&entry.order.spec.service_type) else {
+    let recipe = recipe::recipe(&entry.order.spec.service_type);
+    let Some(recipe) = recipe.and_then(|recipe| recipe.member(container.member)) else {
         return LimitsState::Match;
     };
-    let wanted = node.docker.applied(&recipe.limits(&entry.order.spec));
+    let ordered = (recipe.limits)(&entry.order.spec.resources);
+    let wanted = node.docker.applied(&ordered);
     if wanted == container.limits {
         return LimitsState::Match;
     }
     if !run.is_up() || wanted.memory >= container.limits.memory {
         return LimitsState::Differ;
     }
-    let used = match node.docker.usage(entry.order.id).await {
+    let used = match node.docker.usage(entry.order.id, container.member).await {
         Ok(usage) => usage.map_or(0, |usage| usage.memory_used),
         Err(error) => {
             tracing::warn!(instance = %entry.order.id, error = %Chain(&error), "its memory cannot be looked at, so its limits wait");
             return LimitsState::Match;
         }
     };
-    if used < entry.order.spec.resources.memory.get() {
+    if used < ordered.memory.get() {
         return LimitsState::Differ;
     }
     // The number of the first refusal stays, so that not every breath of it is a change to report.
-    match earlier
-        .and_then(|earlier| earlier.observed.container.as_ref())
-        .map(|container| container.limits)
-    {
+    let known = earlier.and_then(|earlier| {
+        let mut parts = earlier.observed.parts.iter();
+        parts.find(|part| part.member == container.member)?.container.as_ref()
+    });
+    match known.map(|known| known.limits) {
         Some(known @ LimitsState::TooLow { .. }) => known,
         _ => LimitsState::TooLow { used },
     }
@@ -293,13 +346,13 @@ async fn limits(node: &Node, entry: &Entry, container: &docker::Container, run: 
 
 /// How the container ended, with the end of its log, which is read once per ending.
 async fn last_exit(node: &Node, entry: &Entry, seen: &Seen, earlier: Option<&Seen>) -> Option<LastExit> {
-    let container = seen.observed.container.as_ref()?;
+    let container = seen.observed.main()?;
     let Run::Exited { code, out_of_memory } = container.run else {
         return None;
     };
     let same = |earlier: &&Seen| {
-        let container_then = earlier.observed.container.as_ref().map(|container| &container.docker_id);
-        container_then == Some(&container.docker_id) && earlier.finished_at == seen.finished_at
+        let then = earlier.observed.main();
+        then.is_some_and(|then| then.docker_id == container.docker_id && then.finished_at == container.finished_at)
     };
     if let Some(known) = earlier.filter(same).and_then(|earlier| earlier.last_exit.clone()) {
         return Some(known);
@@ -338,18 +391,23 @@ mod tests {
         let (armed_late, disarmed_late, gone, stays) = (link(1)?, link(2)?, link(3)?, link(4)?);
         let cache = ArmedCache::default();
         cache.note(&gone, true);
-        let listed = [&disarmed_late, &stays].map(|link| link.bridge.clone());
+        let listed = [&disarmed_late, &stays].map(|link| (link.bridge.clone(), link.addresses().collect()));
         let list = async || {
             cache.note(&armed_late, true);
             cache.note(&disarmed_late, false);
-            Ok::<_, EgressError>(BTreeSet::from(listed.clone()))
+            Ok::<_, EgressError>(BTreeMap::from(listed.clone()))
         };
         cache.replaced(list).await?;
         let known = [&armed_late, &disarmed_late, &gone, &stays].map(|link| cache.contains(link));
         assert_eq!(known, [true, false, false, true]);
         // What was noted counts once: the next listing is newer.
-        cache.replaced(async || Ok::<_, EgressError>(BTreeSet::new())).await?;
+        cache.replaced(async || Ok::<_, EgressError>(BTreeMap::new())).await?;
         assert!(!cache.contains(&armed_late));
+        cache.note(&stays, true);
+        assert!(
+            !cache.contains(&stays.shared_by([0, 1])),
+            "armed before it had a second container"
+        );
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use crabshack_shared::agent_api::v1::{Desired, InstanceOrder, Phase};
 
 use super::{
     attempts::Attempts,
-    plan::{Action, Container, LimitsState, Observed, Presence, Run, held_back, must_be_made_again},
+    plan::{Action, Container, LimitsState, Observed, Presence, Run, held_back, is_stale, must_be_made_again},
     probe::Health,
 };
 
@@ -23,13 +23,11 @@ pub(crate) fn phase(
     }
     match order.desired {
         Desired::Running => running(order, observed, attempts, health, doing, never_restart),
-        Desired::Stopped => match &observed.container {
-            Some(container) if container.run.is_up() => (Phase::Stopping, reason),
-            _ => (Phase::Stopped, reason),
-        },
+        Desired::Stopped if observed.containers().any(|container| container.run.is_up()) => (Phase::Stopping, reason),
+        Desired::Stopped => (Phase::Stopped, reason),
         Desired::Elsewhere | Desired::Deleted { .. } => {
             let purge = matches!(order.desired, Desired::Deleted { purge: true });
-            let gone = observed.container.is_none() && observed.network == Presence::Absent && !observed.armed;
+            let gone = observed.containers().next().is_none() && observed.network == Presence::Absent && !observed.armed;
             if gone && !(purge && observed.volume.is_some()) {
                 (Phase::Deleted, reason)
             } else {
@@ -48,10 +46,10 @@ fn running(
     never_restart: &[i64],
 ) -> (Phase, Option<String>) {
     let reason = attempts.reason().map(str::to_owned);
-    if doing == Some(Action::PullImage) {
+    if matches!(doing, Some(Action::PullImage(_))) {
         return (Phase::Pulling, reason);
     }
-    let container = match &observed.container {
+    let container = match observed.main() {
         Some(container) if !must_be_made_again(order, observed) => container,
         _ => {
             return (
@@ -62,7 +60,11 @@ fn running(
     };
     match &container.run {
         Run::Running => match health {
-            Health::Ready => (Phase::Ready, remark(order, container, attempts)),
+            Health::Ready => match sidecars(order, observed) {
+                Sidecars::Run => (Phase::Ready, remark(order, container, attempts)),
+                Sidecars::Made => (Phase::Starting, reason),
+                Sidecars::Ended(remark) => (Phase::Ready, Some(remark)),
+            },
             Health::Lost => (
                 Phase::Unhealthy,
                 Some("it does not answer its health check any more".to_owned()),
@@ -101,6 +103,35 @@ fn running(
     }
 }
 
+/// How the containers beside the main one are.
+enum Sidecars {
+    /// All that there are.
+    Run,
+    /// One of them is still being made.
+    Made,
+    /// One of them ended, and is started again; the instance answers all the same.
+    Ended(String),
+}
+
+fn sidecars(order: &InstanceOrder, observed: &Observed) -> Sidecars {
+    let mut ended = None;
+    for part in observed.parts.iter().filter(|part| part.wanted && !part.member.is_main()) {
+        let name = part.member.name();
+        match part.container.as_ref() {
+            Some(container) if !is_stale(order, observed, Some(container)) => match &container.run {
+                Run::Exited { code, .. } => {
+                    ended = Some(format!("its container `{name}` exited with code {code} and is started again"));
+                }
+                Run::Paused => ended = Some(format!("its container `{name}` was paused by somebody and is let go on")),
+                Run::Running => {}
+                Run::Created | Run::Broken => return Sidecars::Made,
+            },
+            _ => return Sidecars::Made,
+        }
+    }
+    ended.map_or(Sidecars::Run, Sidecars::Ended)
+}
+
 /// What people should know of an instance that answers.
 fn remark(order: &InstanceOrder, container: &Container, attempts: &Attempts) -> Option<String> {
     let memory = order.spec.resources.memory;
@@ -120,11 +151,12 @@ mod tests {
     use crabshack_shared::generation::Generation;
 
     use super::*;
-    use crate::{fixtures, volume::Volume};
+    use crate::{fixtures, recipe::Member, reconcile::plan::Part, volume::Volume};
 
     fn observed(run: Run, restarts: u64) -> Observed {
         let container = Container {
             docker_id: "c".to_owned(),
+            finished_at: None,
             generation: Generation { epoch: 1, counter: 1 },
             restarts,
             run,
@@ -138,8 +170,12 @@ mod tests {
             told: true,
             network: Presence::Matches,
             armed: true,
-            image: true,
-            container: Some(container),
+            parts: vec![Part {
+                member: Member::Main,
+                wanted: true,
+                image: true,
+                container: Some(container),
+            }],
             ..Observed::default()
         }
     }
@@ -186,9 +222,31 @@ mod tests {
         attempts.note_memory_kill();
         let (phase, reason) = of(&observed, &attempts);
         assert!(phase == Phase::Ready && reason.is_some_and(|reason| reason.contains("killed at the memory limit of 2g")));
-        observed.container.as_mut().unwrap().limits = LimitsState::TooLow { used: (3 << 30) - 1 };
+        observed.parts[0].container.as_mut().unwrap().limits = LimitsState::TooLow { used: (3 << 30) - 1 };
         let (phase, reason) = of(&observed, &attempts);
         assert!(phase == Phase::Ready && reason.is_some_and(|reason| reason.contains("2g is less than the 3072m")));
+    }
+
+    #[test]
+    fn phase__should_wait_for_a_sidecar_once_and_go_on_without_it() {
+        let order = fixtures::order(Desired::Running, 1);
+        let with = |run: Option<Run>| {
+            let mut observed = observed(Run::Running, 0);
+            let mut sidecar = observed.parts[0].clone();
+            sidecar.member = Member::Ssh;
+            sidecar.container = run.map(|run| Container {
+                run,
+                ..sidecar.container.unwrap()
+            });
+            observed.parts.push(sidecar);
+            phase(&order, &observed, &Attempts::default(), Health::Ready, None, &[])
+        };
+        let (code, out_of_memory) = (255, false);
+        assert_eq!(with(None).0, Phase::Starting);
+        assert_eq!(with(Some(Run::Created)).0, Phase::Starting);
+        assert_eq!(with(Some(Run::Running)), (Phase::Ready, None));
+        let (phase, reason) = with(Some(Run::Exited { code, out_of_memory }));
+        assert!(phase == Phase::Ready && reason.is_some_and(|reason| reason.contains("`ssh` exited with code 255")));
     }
 
     #[test]

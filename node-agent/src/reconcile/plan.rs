@@ -9,7 +9,7 @@ use crabshack_shared::{
 };
 
 use super::attempts::Attempts;
-use crate::volume::Volume;
+use crate::{recipe::Member, volume::Volume};
 
 /// How soon to look again whether there is room.
 const WHEN_HELD_BACK: Duration = Duration::from_secs(10);
@@ -22,16 +22,16 @@ pub(crate) enum Action {
     WriteFiles,
     CreateNetwork,
     ArmEgress,
-    PullImage,
-    CreateContainer,
-    UpdateLimits,
-    Confine,
-    Unpause,
-    StartContainer,
+    PullImage(Member),
+    CreateContainer(Member),
+    UpdateLimits(Member),
+    Confine(Member),
+    Unpause(Member),
+    StartContainer(Member),
     Reconfigure,
-    StopContainer,
+    StopContainer(Member),
     SaveLog,
-    RemoveContainer,
+    RemoveContainer(Member),
     DisarmEgress,
     RemoveNetwork,
     RemoveVolume,
@@ -46,16 +46,16 @@ impl Action {
             Self::WriteFiles => "WriteFiles",
             Self::CreateNetwork => "CreateNetwork",
             Self::ArmEgress => "ArmEgress",
-            Self::PullImage => "PullImage",
-            Self::CreateContainer => "CreateContainer",
-            Self::UpdateLimits => "UpdateLimits",
-            Self::Confine => "Confine",
-            Self::Unpause => "Unpause",
-            Self::StartContainer => "StartContainer",
+            Self::PullImage(_) => "PullImage",
+            Self::CreateContainer(_) => "CreateContainer",
+            Self::UpdateLimits(_) => "UpdateLimits",
+            Self::Confine(_) => "Confine",
+            Self::Unpause(_) => "Unpause",
+            Self::StartContainer(_) => "StartContainer",
             Self::Reconfigure => "Reconfigure",
-            Self::StopContainer => "StopContainer",
+            Self::StopContainer(_) => "StopContainer",
             Self::SaveLog => "SaveLog",
-            Self::RemoveContainer => "RemoveContainer",
+            Self::RemoveContainer(_) => "RemoveContainer",
             Self::DisarmEgress => "DisarmEgress",
             Self::RemoveNetwork => "RemoveNetwork",
             Self::RemoveVolume => "RemoveVolume",
@@ -73,11 +73,40 @@ pub(crate) struct Observed {
     pub(crate) told: bool,
     pub(crate) network: Presence,
     pub(crate) armed: bool,
-    /// The image is on the node; only looked up when a container must be made.
-    pub(crate) image: bool,
     /// What the node's disks have no room for.
     pub(crate) pressure: Pressure,
+    /// Its containers, the main one first: what its recipe has, and what is there beyond that.
+    pub(crate) parts: Vec<Part>,
+}
+
+impl Observed {
+    /// The main container.
+    pub(crate) fn main(&self) -> Option<&Container> {
+        let main = self.parts.iter().find(|part| part.member.is_main());
+        main.and_then(|part| part.container.as_ref())
+    }
+
+    /// Every container that is there.
+    pub(crate) fn containers(&self) -> impl Iterator<Item = &Container> {
+        self.parts.iter().filter_map(|part| part.container.as_ref())
+    }
+}
+
+/// One of its containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) member: Member,
+    /// Its recipe has it.
+    pub(crate) wanted: bool,
+    /// Its image is on the node; only looked up when the container must be made.
+    pub(crate) image: bool,
     pub(crate) container: Option<Container>,
+}
+
+impl Part {
+    fn is(&self, run: &Run) -> bool {
+        self.container.as_ref().is_some_and(|container| container.run == *run)
+    }
 }
 
 /// Whether something is there, and as it should be.
@@ -89,10 +118,12 @@ pub(crate) enum Presence {
     Differs,
 }
 
-/// The container, as far as decisions need it.
+/// A container, as far as decisions need it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Container {
     pub(crate) docker_id: String,
+    /// When it ended, in Docker's words: tells one ending from the next.
+    pub(crate) finished_at: Option<String>,
     /// Generation of the order it was made for.
     pub(crate) generation: Generation,
     pub(crate) restarts: u64,
@@ -146,10 +177,15 @@ pub(crate) struct Plan {
     pub(crate) look_again: Option<Duration>,
 }
 
-/// The container cannot serve the order: it was made for an earlier restart, ended under an earlier
-/// order, never ran and would be made differently now, or its network is not the one it was made for.
+/// The main container cannot serve the order.
 pub(crate) fn must_be_made_again(order: &InstanceOrder, observed: &Observed) -> bool {
-    observed.container.as_ref().is_none_or(|container| {
+    is_stale(order, observed, observed.main())
+}
+
+/// A container cannot serve the order: it was made for an earlier restart, ended under an earlier
+/// order, never ran and would be made differently now, or its network is not the one it was made for.
+pub(crate) fn is_stale(order: &InstanceOrder, observed: &Observed, container: Option<&Container>) -> bool {
+    container.is_none_or(|container| {
         container.restarts < order.restarts
             || (!container.run.is_up() && container.generation < order.generation)
             || (container.run == Run::Created && container.pending)
@@ -161,7 +197,8 @@ pub(crate) fn must_be_made_again(order: &InstanceOrder, observed: &Observed) -> 
 /// Why nothing is made now although it is ordered: the disks are nearly full. It is made by itself
 /// when there is room.
 pub(crate) fn held_back(order: &InstanceOrder, observed: &Observed) -> Option<&'static str> {
-    let pulls = must_be_made_again(order, observed) && !observed.image;
+    let mut wanted = observed.parts.iter().filter(|part| part.wanted);
+    let pulls = wanted.any(|part| !part.image && is_stale(order, observed, part.container.as_ref()));
     match observed.pressure {
         Pressure::Creates | Pressure::Pulls if observed.volume.is_none() => {
             Some("the node's disk is nearly full: the instance is made when there is room again")
@@ -182,7 +219,7 @@ pub(crate) fn plan(order: &InstanceOrder, observed: &Observed, attempts: &Attemp
     match order.desired {
         Desired::Running => run(order, observed, attempts, never_restart),
         Desired::Stopped => Plan {
-            actions: stop(observed),
+            actions: observed.parts.iter().flat_map(stop).collect(),
             look_again: None,
         },
         Desired::Elsewhere => Plan {
@@ -203,21 +240,14 @@ fn run(order: &InstanceOrder, observed: &Observed, attempts: &Attempts, never_re
             look_again: Some(WHEN_HELD_BACK),
         };
     }
-    let again = must_be_made_again(order, observed);
-    let mut actions = Vec::new();
-    if again && observed.container.is_some() {
-        actions.append(&mut stop(observed));
-        actions.extend([Action::SaveLog, Action::RemoveContainer]);
-    }
+    let (stale, fresh): (Vec<&Part>, Vec<&Part>) = observed
+        .parts
+        .iter()
+        .partition(|part| !part.wanted || is_stale(order, observed, part.container.as_ref()));
+    let mut actions: Vec<Action> = stale.into_iter().flat_map(take_away).collect();
     // A frozen one can neither be reconfigured nor answer.
-    if !again
-        && observed
-            .container
-            .as_ref()
-            .is_some_and(|container| container.run == Run::Paused)
-    {
-        actions.push(Action::Unpause);
-    }
+    let frozen = fresh.into_iter().filter(|part| part.is(&Run::Paused));
+    actions.extend(frozen.map(|part| Action::Unpause(part.member)));
     match &observed.volume {
         None | Some(Volume::Unfinished) => actions.push(Action::CreateVolume),
         Some(volume) if volume.wants_limit(order.spec.resources.storage) => actions.push(Action::LimitVolume),
@@ -235,49 +265,77 @@ fn run(order: &InstanceOrder, observed: &Observed, attempts: &Attempts, never_re
     if !observed.armed {
         actions.push(Action::ArmEgress);
     }
-    if !again
-        && observed
-            .container
-            .as_ref()
-            .is_some_and(|container| container.limits == LimitsState::Differ)
-    {
-        actions.push(Action::UpdateLimits);
-    }
-    if !again && observed.container.as_ref().is_some_and(|container| !container.confined) {
-        actions.push(Action::Confine);
-    }
-    let mut look_again = None;
-    match observed.container.as_ref().map(|container| &container.run) {
-        _ if again => {
-            if !observed.image {
-                actions.push(Action::PullImage);
+    let mut look_again: Option<Duration> = None;
+    for part in observed.parts.iter().filter(|part| part.wanted) {
+        match part.container.as_ref() {
+            Some(container) if !is_stale(order, observed, Some(container)) => {
+                let wait = bring_up(part.member, container, observed.told, attempts, never_restart, &mut actions);
+                look_again = look_again.into_iter().chain(wait).min();
             }
-            actions.extend([Action::CreateContainer, Action::StartContainer]);
+            _ => {
+                if !part.image {
+                    actions.push(Action::PullImage(part.member));
+                }
+                actions.extend([Action::CreateContainer(part.member), Action::StartContainer(part.member)]);
+            }
         }
-        Some(Run::Created) => actions.push(Action::StartContainer),
-        Some(Run::Running | Run::Paused) if !observed.told => actions.push(Action::Reconfigure),
-        Some(Run::Exited { code, .. }) if !never_restart.contains(code) => match attempts.wait_after_exit() {
-            Some(wait) => look_again = Some(wait),
-            None => actions.push(Action::StartContainer),
-        },
-        _ => {}
     }
     Plan { actions, look_again }
 }
 
-fn stop(observed: &Observed) -> Vec<Action> {
-    match &observed.container {
-        Some(container) if container.run == Run::Paused => vec![Action::Unpause, Action::StopContainer],
-        Some(container) if container.run == Run::Running => vec![Action::StopContainer],
-        _ => Vec::new(),
+/// What a container that serves the order needs; returns when to look again, if it must be waited for.
+fn bring_up(
+    member: Member,
+    container: &Container,
+    told: bool,
+    attempts: &Attempts,
+    never_restart: &[i64],
+    actions: &mut Vec<Action>,
+) -> Option<Duration> {
+    if container.limits == LimitsState::Differ {
+        actions.push(Action::UpdateLimits(member));
+    }
+    if !container.confined {
+        actions.push(Action::Confine(member));
+    }
+    match container.run {
+        Run::Created => actions.push(Action::StartContainer(member)),
+        Run::Running | Run::Paused if member.is_main() && !told => actions.push(Action::Reconfigure),
+        Run::Exited { code, .. } if !member.is_main() || !never_restart.contains(&code) => {
+            let wait = attempts.wait_after_exit(member);
+            if wait.is_none() {
+                actions.push(Action::StartContainer(member));
+            }
+            return wait;
+        }
+        _ => {}
+    }
+    None
+}
+
+fn stop(part: &Part) -> Vec<Action> {
+    let member = part.member;
+    if part.is(&Run::Paused) {
+        vec![Action::Unpause(member), Action::StopContainer(member)]
+    } else if part.is(&Run::Running) {
+        vec![Action::StopContainer(member)]
+    } else {
+        Vec::new()
     }
 }
 
-fn remove(observed: &Observed, purge: bool) -> Vec<Action> {
-    let mut actions = stop(observed);
-    if observed.container.is_some() {
-        actions.extend([Action::SaveLog, Action::RemoveContainer]);
+/// Stops and removes a container; what the agent printed last is saved.
+fn take_away(part: &Part) -> Vec<Action> {
+    let mut actions = stop(part);
+    if part.container.is_some() {
+        actions.extend(part.member.is_main().then_some(Action::SaveLog));
+        actions.push(Action::RemoveContainer(part.member));
     }
+    actions
+}
+
+fn remove(observed: &Observed, purge: bool) -> Vec<Action> {
+    let mut actions: Vec<Action> = observed.parts.iter().flat_map(take_away).collect();
     if observed.armed {
         actions.push(Action::DisarmEgress);
     }

@@ -76,11 +76,14 @@ impl Progress {
         });
         let attempts = &mut instance.attempts;
         attempts.note_order(entry.order.generation);
-        match (&seen.observed.container, &seen.finished_at) {
-            (Some(container), Some(finished_at)) if entry.lapsed => attempts.note_stopped(&container.docker_id, finished_at),
-            (Some(container), Some(finished_at)) => attempts.note_exit(&container.docker_id, finished_at),
-            (Some(container), None) if container.run.is_up() => attempts.note_running(),
-            _ => {}
+        for part in &seen.observed.parts {
+            let Some(container) = &part.container else { continue };
+            match &container.finished_at {
+                Some(finished_at) if entry.lapsed => attempts.note_stopped(part.member, &container.docker_id, finished_at),
+                Some(finished_at) => attempts.note_exit(part.member, &container.docker_id, finished_at),
+                None if container.run.is_up() => attempts.note_running(part.member),
+                None => {}
+            }
         }
         if let Some(reason) = refusal
             && entry.order.desired == Desired::Running
@@ -211,12 +214,7 @@ impl Instance {
     /// The next container will be another one than this one, which serves its order.
     fn is_pending(&self) -> bool {
         let order = &self.entry.order;
-        let pending = self
-            .seen
-            .observed
-            .container
-            .as_ref()
-            .is_some_and(|container| container.pending);
+        let pending = self.seen.observed.containers().any(|container| container.pending);
         pending && order.desired == Desired::Running && !must_be_made_again(order, &self.seen.observed)
     }
 

@@ -45,7 +45,7 @@ fn table__should_call_a_link_armed_only_when_nothing_of_it_is_missing() {
     let mut listing = listing();
     let binding = Binding {
         bridge: BRIDGE.to_owned(),
-        address: Ipv4Addr::new(10, 201, 0, 10),
+        addresses: [Ipv4Addr::new(10, 201, 0, 10)].into(),
     };
     assert_eq!(read(&listing).armed(SERVICE), [binding]);
     for set in (3..=9).chain(12..=13) {

@@ -72,7 +72,7 @@ fn with_input<T>(order: &InstanceOrder, run: impl FnOnce(&RecipeInput<'_>) -> T)
 }
 
 pub(crate) fn spec(order: &InstanceOrder) -> ContainerSpec {
-    with_input(order, recipe(&order.spec.service_type).unwrap().container)
+    with_input(order, recipe(&order.spec.service_type).unwrap().members[0].container)
 }
 
 fn files_of(order: &InstanceOrder) -> Files {
