@@ -275,20 +275,7 @@ impl Doctor {
             armed,
             folders,
         };
-        // Made since Docker was asked: seen the next time.
-        let made_since = |finding: &Finding| finding.instance.is_none() && finding.text.starts_with("the bridge ");
         let (mut findings, armed) = leftovers::find(&ordered, |id| self.ledger.is_kept(id), &real);
-        if findings.iter().any(made_since) {
-            let now = self
-                .node
-                .docker
-                .observe()
-                .await
-                .map(|state| state.networks)
-                .unwrap_or_default();
-            let backed: Vec<String> = now.values().map(|network| network.bridge.clone()).collect();
-            findings.retain(|finding| !made_since(finding) || !backed.iter().any(|name| finding.text.contains(name)));
-        }
         for bridge in armed {
             let forgotten = self.node.egress.forget_bridge(&bridge).await;
             let text = match &forgotten {

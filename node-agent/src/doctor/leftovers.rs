@@ -66,7 +66,9 @@ pub(super) fn find(
     findings.extend(real.strangers.iter().map(stranger));
     let bridge = |id: &InstanceId| format!("{BRIDGE_PREFIX}{}", id.short());
     let foreign = real.strangers.iter().map(|stranger| stranger.bridge.clone());
-    let backed: BTreeSet<String> = real.networks.iter().map(bridge).chain(foreign).collect();
+    // The bridge of one that is ordered may be older or younger than what Docker said of networks.
+    let known = real.networks.iter().chain(ordered).map(bridge);
+    let backed: BTreeSet<String> = known.chain(foreign).collect();
     for name in real.bridges.difference(&backed) {
         findings.push(found(
             LEFTOVERS,
