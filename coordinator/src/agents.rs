@@ -7,6 +7,7 @@ mod identity;
 pub(crate) mod orders;
 pub(crate) mod registry;
 pub(crate) mod report;
+pub(crate) mod stopping;
 
 #[cfg(test)]
 mod tests;

@@ -9,10 +9,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use axum_server::tls_rustls::RustlsConfig;
 use crabshack_shared::{
     ids::NodeId,
     seal::write_private,
+    serve::ServerTls,
     telemetry::Chain,
     tls::{self, COORDINATOR_NAME, TlsError},
 };
@@ -69,7 +69,7 @@ pub(crate) struct Ca {
     authority: CertificateDer<'static>,
     life: Duration,
     client: RwLock<Arc<ClientConfig>>,
-    server: RustlsConfig,
+    server: ServerTls,
 }
 
 impl Ca {
@@ -110,7 +110,7 @@ impl Ca {
             authority,
             life,
             client: RwLock::new(client),
-            server: RustlsConfig::from_config(server),
+            server: ServerTls::new(server),
         })
     }
 
@@ -125,7 +125,7 @@ impl Ca {
     }
 
     /// The agent listener's TLS; it follows renewals by itself.
-    pub(crate) fn server_config(&self) -> RustlsConfig {
+    pub(crate) fn server_config(&self) -> ServerTls {
         self.server.clone()
     }
 
@@ -146,7 +146,7 @@ impl Ca {
             tokio::time::sleep(self.life / 3).await;
             match own_identity(&self.issuer, &self.authority, self.life) {
                 Ok((server, client)) => {
-                    self.server.reload_from_config(server);
+                    self.server.replace(server);
                     *self.client.write().unwrap_or_else(PoisonError::into_inner) = client;
                     tracing::info!("renewed the coordinator's certificate");
                 }

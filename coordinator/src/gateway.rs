@@ -10,6 +10,7 @@
 //! | `origin` | which web pages may act with a cookie (pure) |
 //! | `headers`, `upstream` | what is taken off a message and what an agent is told (pure) |
 //! | `proxy`, `upgrade`, `tunnels` | the forwarding |
+//! | `frames` | a WebSocket that ends well when we or the node agent restart |
 //! | `sessions` | what a token has opened, to close it with the token |
 //! | `refusal`, `page` | what is answered instead |
 //!
@@ -19,6 +20,7 @@
 pub(crate) mod api;
 mod cookies;
 mod entry;
+mod frames;
 mod headers;
 pub(crate) mod host;
 mod origin;
@@ -33,7 +35,11 @@ mod upstream;
 
 use std::path::Path;
 
-use crabshack_shared::{ids::InstanceId, secret::Secret, shutdown::Shutdown};
+use crabshack_shared::{
+    ids::{InstanceId, NodeId},
+    secret::Secret,
+    shutdown::Shutdown,
+};
 
 use crate::agents::connect::Connector;
 
@@ -55,7 +61,7 @@ impl Gateway {
     pub(crate) fn new(data_dir: &Path, connector: Connector, shutdown: Shutdown) -> Result<Self, TicketKeyError> {
         Ok(Self {
             tickets: ticket::TicketKey::load_or_create(&data_dir.join("gateway.key"))?,
-            tunnels: tunnels::Tunnels::new(connector),
+            tunnels: tunnels::Tunnels::new(connector, shutdown.token.clone()),
             sessions: sessions::Sessions::default(),
             shutdown,
         })
@@ -64,6 +70,11 @@ impl Gateway {
     /// Closes what earlier tokens of an instance have opened. Call it after the new one is on disk.
     pub(crate) fn rotated(&self, instance: InstanceId, token: &Secret) {
         self.sessions.rotated(instance, token);
+    }
+
+    /// Lets go of the open tunnels to a node: each ends with the request that it serves, and no other takes it.
+    pub(crate) fn node_stops(&self, node: &NodeId) {
+        self.tunnels.node_stops(node);
     }
 }
 

@@ -14,7 +14,7 @@ use http::StatusCode;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
-    agents::{enrol, orders, report},
+    agents::{enrol, orders, report, stopping},
     api::{health, instances, nodes},
     app::App,
     auth, gateway,
@@ -66,7 +66,8 @@ pub(crate) fn agents(app: &Arc<App>) -> Router {
         .route("/v1/enrol", post(enrol::enrol))
         .route("/v1/renew", post(enrol::renew))
         .route("/v1/orders", get(orders::poll))
-        .route("/v1/report", post(report::report));
+        .route("/v1/report", post(report::report))
+        .route("/v1/stopping", post(stopping::stopping));
     finish(routes, app, "agents")
 }
 

@@ -3,20 +3,18 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::Context as _;
-use axum::{Router, extract::connect_info::IntoMakeServiceWithConnectInfo};
-use axum_server::{Handle, Server, accept::NoDelayAcceptor, tls_rustls::RustlsAcceptor};
 use crabshack_shared::{
     halt::{Halt, HaltPoint},
-    listen::{self, Inherited},
-    shutdown::Shutdown,
+    listen::{self, Inherited, Listener},
+    serve::{HeadLimits, Refusals, Server},
+    shutdown::{Shutdown, Signals},
 };
-use hyper_util::rt::TokioTimer;
 
 use crate::{
     agents::{connect::Connector, registry::Registry},
@@ -32,23 +30,23 @@ use crate::{
     store::Store,
 };
 
-/// Open streams are cut this long after the signal to stop.
+/// Requests and streams are cut this long after the signal to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
-/// A connection must bring its first request's headers, and each later one's, within these.
-const FIRST_REQUEST: Duration = Duration::from_secs(15);
-const NEXT_REQUEST: Duration = Duration::from_secs(75);
+const HEAD_LIMITS: HeadLimits = HeadLimits {
+    first: Duration::from_secs(15),
+    next: Duration::from_secs(75),
+};
 
 /// The three listeners, bound.
 struct Listeners {
-    api: TcpListener,
-    ui: TcpListener,
-    agents: TcpListener,
+    api: Listener,
+    ui: Listener,
+    agents: Listener,
 }
 
 impl Listeners {
-    /// Where they really listen: a passed one need not be where the settings say.
     fn addresses(&self) -> io::Result<[SocketAddr; 3]> {
-        Ok([self.api.local_addr()?, self.ui.local_addr()?, self.agents.local_addr()?])
+        Ok([self.api.address()?, self.ui.address()?, self.agents.address()?])
     }
 }
 
@@ -79,26 +77,22 @@ pub(crate) fn build(settings: Settings, halt_at: Option<HaltPoint>) -> anyhow::R
 
 /// Runs until it is told to stop. Listeners that were passed on to this process are used as they are.
 pub(crate) async fn run(settings: Settings, halt_at: Option<HaltPoint>, inherited: Inherited) -> anyhow::Result<()> {
+    let mut signals = Signals::new().context("signals cannot be received")?;
     let app = build(settings, halt_at)?;
     let listeners = bind(&app.settings, &inherited)?;
     app.shutdown.spawn(Arc::clone(&app.ca).keep_fresh());
     app.shutdown.spawn(reconcile::run(Arc::clone(&app)));
 
     let [api, ui, agents] = listeners.addresses()?;
-    let handle = Handle::new();
-    let plain = |listener| -> io::Result<_> {
-        Ok(axum_server::from_tcp(listener)?
-            .acceptor(NoDelayAcceptor::new())
-            .handle(handle.clone()))
-    };
-    let secure = axum_server::from_tcp(listeners.agents)?
-        .acceptor(RustlsAcceptor::new(app.ca.server_config()).acceptor(NoDelayAcceptor::new()))
-        .handle(handle.clone());
+    let server = |listener, name| Server::new(listener, HEAD_LIMITS, Arc::new(Refusals::new(name)));
+    let stop = || app.shutdown.token.clone();
     let servers = async {
         tokio::try_join!(
-            patient(plain(listeners.api)?).serve(service(router::api(&app))),
-            patient(plain(listeners.ui)?).serve(service(router::ui(&app))),
-            patient(secure).serve(service(router::agents(&app))),
+            server(listeners.api, "api").serve(router::api(&app), stop()),
+            server(listeners.ui, "ui").serve(router::ui(&app), stop()),
+            server(listeners.agents, "agents")
+                .with_tls(app.ca.server_config())
+                .serve(router::agents(&app), stop()),
         )
     };
     tokio::pin!(servers);
@@ -106,16 +100,24 @@ pub(crate) async fn run(settings: Settings, halt_at: Option<HaltPoint>, inherite
     // Whoever connects from now on waits in the listeners' queues at most.
     listen::ready();
     tokio::select! {
+        // They end before the stop only when one cannot listen.
         ended = &mut servers => { ended.context("a listener ended")?; }
-        signalled = Shutdown::signalled() => signalled.context("signals cannot be received")?,
+        () = signals.received() => {}
     }
 
     tracing::info!("stopping");
     listen::stopping();
     let begin = tokio::time::Instant::now();
     app.shutdown.token.cancel();
-    handle.graceful_shutdown(Some(STOP_DEADLINE));
-    drop(tokio::time::timeout(STOP_DEADLINE + Duration::from_millis(500), servers).await);
+    let (api, ui, agents) = servers.await.context("a listener ended")?;
+    let whole = tokio::join!(
+        api.finish(STOP_DEADLINE),
+        ui.finish(STOP_DEADLINE),
+        agents.finish(STOP_DEADLINE)
+    );
+    if whole != (true, true, true) {
+        tracing::warn!("requests that did not end in time were cut");
+    }
     if !app.shutdown.finish(STOP_DEADLINE.saturating_sub(begin.elapsed())).await {
         tracing::warn!("some tasks did not end in time");
     }
@@ -134,18 +136,4 @@ fn bind(settings: &Settings, inherited: &Inherited) -> anyhow::Result<Listeners>
         ui: listen("ui", "CRABSHACK_UI_PORT", loopback(settings.ui_port))?,
         agents: listen("agents", "CRABSHACK_AGENT_LISTEN", settings.agent_listen)?,
     })
-}
-
-/// Bounds how long a client may take for its headers.
-fn patient<A>(mut server: Server<SocketAddr, A>) -> Server<SocketAddr, A> {
-    server
-        .http_builder()
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(NEXT_REQUEST);
-    server.first_request_timeout(FIRST_REQUEST)
-}
-
-fn service(routes: Router) -> IntoMakeServiceWithConnectInfo<Router, SocketAddr> {
-    routes.into_make_service_with_connect_info()
 }

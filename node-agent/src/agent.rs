@@ -3,24 +3,21 @@
 
 use std::{fs, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
 
-use axum_server::tls_rustls::RustlsConfig;
 use crabshack_shared::{
     agent_api::v1::{InstanceReport, NodeFacts},
     halt::Halt,
     listen::{self, Inherited},
     seal::{SealError, SealKey},
-    shutdown::Shutdown,
+    serve::{Refusals, ServerTls},
+    shutdown::{Shutdown, Signals},
     telemetry::Chain,
     tls::TlsError,
 };
-use tokio::{
-    net::TcpListener,
-    sync::{Notify, watch},
-};
+use tokio::sync::{Notify, watch};
 
 use crate::{
     config::Settings,
-    data_plane::{self, Tenants},
+    data_plane::{self, Door, Tenants},
     dns::{self, DnsError, DnsSettings},
     docker::{Docker, DockerError},
     doctor::{Doctor, outside::Outside},
@@ -111,6 +108,7 @@ pub(crate) async fn run(settings: Settings, inherited: &Inherited) -> Result<(),
     };
     fs::create_dir_all(&settings.data_dir).map_err(folder)?;
     fs::set_permissions(&settings.data_dir, fs::Permissions::from_mode(0o700)).map_err(folder)?;
+    let mut signals = Signals::new().map_err(StartError::Signals)?;
     let shutdown = Shutdown::default();
     let (node_sender, node_receiver) = watch::channel(None);
     let (connected, connected_receiver) = watch::channel(false);
@@ -124,8 +122,7 @@ pub(crate) async fn run(settings: Settings, inherited: &Inherited) -> Result<(),
         address: settings.health_listen,
         source,
     };
-    let health_listener = listener(inherited, "health", settings.health_listen).map_err(cannot_serve)?;
-    let health_listener = TcpListener::from_std(health_listener).map_err(cannot_serve)?;
+    let health_listener = inherited.listener("health", settings.health_listen).map_err(cannot_serve)?;
     let status = Status {
         node: node_receiver,
         connected: connected_receiver,
@@ -135,7 +132,12 @@ pub(crate) async fn run(settings: Settings, inherited: &Inherited) -> Result<(),
         doctor: doctor_receiver,
         outside: Outside::new(&settings),
     };
-    shutdown.spawn(health::serve(health_listener, status));
+    let health = health::serve(health_listener, status, shutdown.token.clone());
+    shutdown.tasks.spawn(async move {
+        if let Err(error) = health.await {
+            tracing::error!(%error, "the health listener ended");
+        }
+    });
 
     let channels = Channels {
         node: node_sender,
@@ -150,13 +152,10 @@ pub(crate) async fn run(settings: Settings, inherited: &Inherited) -> Result<(),
             started?;
             false
         }
-        signal = Shutdown::signalled() => {
-            signal.map_err(StartError::Signals)?;
-            true
-        }
+        () = signals.received() => true,
     };
     if !signalled {
-        Shutdown::signalled().await.map_err(StartError::Signals)?;
+        signals.received().await;
     }
     listen::stopping();
     tracing::info!("stopping; instances run on");
@@ -174,13 +173,6 @@ struct Channels {
     reports: watch::Sender<Arc<Vec<InstanceReport>>>,
     metrics: Arc<Metrics>,
     doctor: watch::Sender<Option<Arc<Doctor>>>,
-}
-
-/// The listener of that name, ready for tokio.
-fn listener(inherited: &Inherited, name: &str, address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let listener = inherited.listener(name, address)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
 }
 
 /// Ready is a node agent that has seen everything on its node.
@@ -277,19 +269,25 @@ async fn start(settings: &Settings, inherited: &Inherited, shutdown: &Shutdown, 
     // From here on the network is needed, for the first start only; the instances already run.
     let identity = Arc::new(enrol::identity(settings, &facts::hostname()).await?);
     channels.node.send_replace(Some(identity.node().to_string()));
-    let data_plane = RustlsConfig::from_config(Arc::new(identity.server()?));
+    let client = Arc::new(Client::new(settings.coordinator.clone(), identity.client()?));
+    let data_plane = ServerTls::new(Arc::new(identity.server()?));
     let tenants = Arc::new(Tenants::new(Arc::clone(&ledger), docker.clone(), Arc::clone(&volumes)));
     let cannot_serve = |source| StartError::DataPlane {
         address: settings.data_plane,
         source,
     };
-    let data_plane_listener = listener(inherited, "data-plane", settings.data_plane).map_err(cannot_serve)?;
-    shutdown.tasks.spawn(serve_data_plane(
-        data_plane_listener,
-        tenants,
-        data_plane.clone(),
-        shutdown.clone(),
-    ));
+    let door = Door {
+        listener: inherited.listener("data-plane", settings.data_plane).map_err(cannot_serve)?,
+        tls: data_plane.clone(),
+        refusals: Arc::new(Refusals::new("data plane")),
+    };
+    channels.metrics.watch_data_plane(Arc::clone(&door.refusals));
+    let served = data_plane::serve(door, tenants, shutdown.token.clone(), say_goodbye(Arc::clone(&client)));
+    shutdown.tasks.spawn(async move {
+        if let Err(error) = served.await {
+            tracing::error!(error = %Chain(&error), "the data plane ended: the coordinator cannot reach this node's instances");
+        }
+    });
 
     let address = settings
         .data_plane_address
@@ -307,7 +305,6 @@ async fn start(settings: &Settings, inherited: &Inherited, shutdown: &Shutdown, 
         facts_sender,
         blind,
     ));
-    let client = Arc::new(Client::new(settings.coordinator.clone(), identity.client()?));
     doctor.watch_uplink(Arc::clone(&identity), Arc::clone(&client));
     let uplink = Uplink {
         client,
@@ -325,9 +322,10 @@ async fn start(settings: &Settings, inherited: &Inherited, shutdown: &Shutdown, 
     Ok(())
 }
 
-async fn serve_data_plane(listener: std::net::TcpListener, tenants: Arc<Tenants>, tls: RustlsConfig, shutdown: Shutdown) {
-    if let Err(error) = data_plane::serve(listener, tenants, tls, shutdown).await {
-        tracing::error!(error = %Chain(&error), "the data plane ended: the coordinator cannot reach this node's instances");
+/// From then on the coordinator sends nothing through what is open, and dials the next process.
+async fn say_goodbye(client: Arc<Client>) {
+    if let Err(error) = client.stopping().await {
+        tracing::debug!(error = %Chain(&error), "the coordinator does not know that the node agent stops");
     }
 }
 

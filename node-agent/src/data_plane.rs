@@ -7,7 +7,7 @@ mod tunnel;
 use std::{
     convert::Infallible,
     io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
     time::Duration,
@@ -22,34 +22,30 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::get,
 };
-use axum_server::{
-    Handle,
-    accept::NoDelayAcceptor,
-    tls::TlsInfo,
-    tls_rustls::{RustlsAcceptor, RustlsConfig},
-};
 use bytes::Bytes;
 use crabshack_shared::{
     agent_api::v1::{Logs, Stats},
     ids::InstanceId,
+    listen::Listener,
     problem::Problem,
-    shutdown::Shutdown,
-    telemetry::Chain,
+    serve::{HeadLimits, PeerCertificates, Refusals, Server, ServerTls},
     tls::{Identity, Role},
 };
 use futures_util::{Stream, StreamExt as _};
-use hyper_util::rt::TokioTimer;
-use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
-use tracing::{debug, warn};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::debug;
 
 pub(crate) use self::tenants::Tenants;
 use crate::logs::MOST_LINES;
 
-/// From the end of the handshake to the end of the first request's head, and between requests.
-const HEAD_LIMIT: Duration = Duration::from_secs(10);
-/// How long a request may go on once the agent is told to end; tunnels end at once.
-const STOP_LIMIT: Duration = Duration::from_secs(2);
+const HEAD_LIMITS: HeadLimits = HeadLimits {
+    first: Duration::from_secs(10),
+    next: Duration::from_secs(10),
+};
+/// How long a request or a tunnel may go on once the agent is told to end. New ones wait for that long, and
+/// the coordinator waits longer.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// Lines of log when nobody says how many.
 const DEFAULT_TAIL: u32 = 100;
 
@@ -74,51 +70,56 @@ pub(crate) type LogStream = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 
 struct DataPlane<I> {
     instances: Arc<I>,
-    shutdown: Shutdown,
+    refusals: Arc<Refusals>,
+    tunnels: TaskTracker,
+    stop: CancellationToken,
 }
 
-/// Serves until the shutdown begins. The listener is bound by the caller, before anything is
-/// served; `tls` is a handle: reload it when the node's certificate is renewed.
+/// Where it listens, and as whom.
+pub(crate) struct Door {
+    /// Bound by the caller, before anything is served.
+    pub(crate) listener: Listener,
+    /// Replaced when the node's certificate is renewed.
+    pub(crate) tls: ServerTls,
+    /// Counts whom it turns away.
+    pub(crate) refusals: Arc<Refusals>,
+}
+
+/// Serves until the stop begins. Once nothing is accepted any more `farewell` tells the coordinator, so that
+/// tunnels end with the requests they serve; the others are cut after a while. Returns when all have ended.
 ///
 /// # Errors
 /// When the listener cannot be used.
 pub(crate) async fn serve<I: Instances>(
-    listener: TcpListener,
+    door: Door,
     instances: Arc<I>,
-    tls: RustlsConfig,
-    shutdown: Shutdown,
+    stop: CancellationToken,
+    farewell: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let handle = Handle::new();
-    let mut server = axum_server::from_tcp(listener)?
-        .acceptor(RustlsAcceptor::new(tls).acceptor(NoDelayAcceptor::new()))
-        .first_request_timeout(HEAD_LIMIT)
-        .accept_error_handler(|client: Option<&SocketAddr>, error| {
-            warn!(?client, "data plane: a connection was refused: {}", Chain(error));
-        })
-        .handle(handle.clone());
-    server
-        .http_builder()
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_LIMIT);
-    let stop = {
-        let token = shutdown.token.clone();
-        async move {
-            token.cancelled().await;
-            handle.graceful_shutdown(Some(STOP_LIMIT));
-        }
+    let Door { listener, tls, refusals } = door;
+    let tunnels = TaskTracker::new();
+    let routes = routes(Arc::new(DataPlane {
+        instances,
+        refusals: Arc::clone(&refusals),
+        tunnels: tunnels.clone(),
+        stop: stop.clone(),
+    }));
+    let server = Server::new(listener, HEAD_LIMITS, refusals).with_tls(tls);
+    let open = server.serve(routes, stop).await?;
+    let ends = async {
+        open.finish(STOP_LIMIT).await;
+        tunnels.close();
+        tunnels.wait().await;
     };
-    let routes = routes(Arc::new(DataPlane { instances, shutdown }));
-    let service = routes.into_make_service_with_connect_info::<SocketAddr>();
-    let (served, ()) = tokio::join!(
-        async {
-            let served = server.serve(service).await;
-            debug!("data plane: closed");
-            served
-        },
-        stop
-    );
-    served
+    let farewell = async {
+        farewell.await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = ends => debug!("data plane: closed"),
+        () = farewell => {}
+    }
+    Ok(())
 }
 
 fn routes<I: Instances>(plane: Arc<DataPlane<I>>) -> Router {
@@ -127,30 +128,33 @@ fn routes<I: Instances>(plane: Arc<DataPlane<I>>) -> Router {
         .route("/v1/instances/{id}/logs", get(read_logs))
         .route("/v1/instances/{id}/stats", get(read_stats))
         .fallback(async || Problem::not_found("no such route on a node's data plane"))
-        .layer(middleware::from_fn(only_the_coordinator))
+        .layer(middleware::from_fn_with_state(Arc::clone(&plane.refusals), only_the_coordinator))
         .with_state(plane)
 }
 
 /// TLS has checked that the certificate is valid and of our authority; here is checked whose it is.
 async fn only_the_coordinator(
-    Extension(info): Extension<Arc<TlsInfo>>,
+    State(refusals): State<Arc<Refusals>>,
+    Extension(PeerCertificates(shown)): Extension<PeerCertificates>,
     ConnectInfo(client): ConnectInfo<SocketAddr>,
     request: Request,
     next: Next,
 ) -> Response {
-    let certificate = info.peer_certificates.first().map(|der| CertificateDer::from(der.as_slice()));
-    let role = certificate
-        .and_then(|certificate| Identity::of(&certificate).ok())
+    let role = shown
+        .first()
+        .and_then(|certificate| Identity::of(certificate).ok())
         .map(|identity| identity.role);
     if role == Some(Role::Coordinator) {
         return next.run(request).await;
     }
-    warn!(%client, ?role, path = request.uri().path(), "data plane: somebody who is not the coordinator was refused");
+    let path = request.uri().path();
+    refusals.note(Some(client), format_args!("{role:?} is not the coordinator and asked for {path:?}"));
     Problem::forbidden("only the coordinator may use a node's data plane").into_response()
 }
 
 async fn open_tunnel<I: Instances>(
     State(plane): State<Arc<DataPlane<I>>>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
     Path((id, port)): Path<(String, String)>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -164,12 +168,13 @@ async fn open_tunnel<I: Instances>(
             .address(instance)
             .ok_or_else(|| Problem::not_found("the instance is not up on this node"))?;
         if !ports.contains(&port) {
-            warn!(%instance, port, "data plane: a port that the recipe does not name was refused");
+            let why = format_args!("the recipe of instance {instance} does not name port {port}");
+            plane.refusals.note(Some(client), why);
             return Err(Problem::forbidden(format!("port {port} of this instance may not be dialled")));
         }
         address
     };
-    tunnel::open((address, port).into(), request, &plane.shutdown).await
+    tunnel::open((address, port).into(), request, plane.tunnels.clone(), plane.stop.clone()).await
 }
 
 #[derive(Deserialize)]
@@ -189,7 +194,7 @@ async fn read_logs<I: Instances>(
         let logs = plane.instances.logs(instance, tail).await?;
         return Ok(Json(Logs { logs }).into_response());
     }
-    let stop = plane.shutdown.token.clone();
+    let stop = plane.stop.clone();
     let text = plane.instances.follow(instance, tail).await?;
     let text = text
         .take_until(async move { stop.cancelled().await })

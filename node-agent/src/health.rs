@@ -1,7 +1,7 @@
 //! `/health`, `/ready`, `/metrics` and `/doctor` of the node agent, on loopback. All but the last
 //! answer from what is known already: neither Docker nor the coordinator can make them wait.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -10,9 +10,14 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use crabshack_shared::agent_api::v1::InstanceReport;
+use crabshack_shared::{
+    agent_api::v1::InstanceReport,
+    listen::Listener,
+    serve::{HeadLimits, Refusals, Server},
+};
 use serde_json::json;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     doctor::{Checkup, Doctor, outside::Outside},
@@ -35,17 +40,27 @@ pub(crate) struct Status {
     pub(crate) outside: Outside,
 }
 
-/// Serves until the process ends.
-pub(crate) async fn serve(listener: TcpListener, status: Status) {
+const HEAD_LIMITS: HeadLimits = HeadLimits {
+    first: Duration::from_secs(10),
+    next: Duration::from_secs(75),
+};
+/// How long an answer may take once the agent is told to end.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Serves until the stop begins, and answers who was let in by then.
+///
+/// # Errors
+/// When the listener cannot be used.
+pub(crate) async fn serve(listener: Listener, status: Status, stop: CancellationToken) -> io::Result<()> {
     let router = Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .route("/doctor", get(doctor))
         .with_state(status);
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "the health listener ended");
-    }
+    let server = Server::new(listener, HEAD_LIMITS, Arc::new(Refusals::new("health")));
+    server.serve(router, stop).await?.finish(STOP_LIMIT).await;
+    Ok(())
 }
 
 async fn health(State(status): State<Status>) -> Json<serde_json::Value> {

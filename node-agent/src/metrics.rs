@@ -8,6 +8,7 @@ use std::{
 
 use crabshack_shared::{
     agent_api::v1::{Finding, InstanceReport, Phase},
+    serve::Refusals,
     telemetry::Chain,
 };
 use prometheus_client::{
@@ -52,6 +53,7 @@ pub(crate) struct Metrics {
     egress: OnceLock<Arc<Egress>>,
     ledger: OnceLock<Arc<Ledger>>,
     findings: OnceLock<watch::Receiver<Vec<Finding>>>,
+    data_plane: OnceLock<Arc<Refusals>>,
     /// How long the reconciler's passes take.
     pub(crate) passes: Histogram,
     /// Leases that ended.
@@ -64,6 +66,7 @@ impl Default for Metrics {
             egress: OnceLock::new(),
             ledger: OnceLock::new(),
             findings: OnceLock::new(),
+            data_plane: OnceLock::new(),
             passes: Histogram::new(PASSES),
             lease_expiries: Counter::default(),
         }
@@ -85,6 +88,11 @@ impl Metrics {
     /// From now on what the doctor found is shown too.
     pub(crate) fn watch_findings(&self, findings: watch::Receiver<Vec<Finding>>) {
         drop(self.findings.set(findings));
+    }
+
+    /// From now on whom the data plane turned away is shown too.
+    pub(crate) fn watch_data_plane(&self, refusals: Arc<Refusals>) {
+        drop(self.data_plane.set(refusals));
     }
 
     /// The figures in OpenMetrics text.
@@ -124,6 +132,15 @@ impl Metrics {
                 family.get_or_create(&BySubject { subject, repaired }).inc();
             }
             registry.register("node_findings", "What the doctor last found, by subject", family);
+        }
+        if let Some(refusals) = self.data_plane.get() {
+            let refused: Counter = Counter::default();
+            refused.inc_by(refusals.total());
+            registry.register(
+                "node_data_plane_refused",
+                "Connections and requests that the data plane refused",
+                refused,
+            );
         }
         let passes = "How long the reconciler took to look at the node and to plan, in seconds";
         registry.register("node_reconcile_seconds", passes, self.passes.clone());

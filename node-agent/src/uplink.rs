@@ -7,10 +7,10 @@ pub(crate) mod enrol;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use axum_server::tls_rustls::RustlsConfig;
 use crabshack_shared::{
     agent_api::v1::{Finding, InstanceReport, NodeFacts, Phase, Report},
     ids::InstanceId,
+    serve::ServerTls,
     shutdown::Shutdown,
     telemetry::Chain,
 };
@@ -43,7 +43,7 @@ pub(crate) struct Uplink {
     pub(crate) adopted: watch::Receiver<bool>,
     pub(crate) facts: watch::Receiver<NodeFacts>,
     pub(crate) findings: watch::Receiver<Vec<Finding>>,
-    pub(crate) data_plane: RustlsConfig,
+    pub(crate) data_plane: ServerTls,
     pub(crate) connected: watch::Sender<bool>,
 }
 
@@ -178,7 +178,7 @@ impl Uplink {
         let answer = self.client.renew(self.identity.request()?).await?;
         self.identity.renew(&answer.certificate)?;
         self.client.reload(self.identity.client()?)?;
-        self.data_plane.reload_from_config(Arc::new(self.identity.server()?));
+        self.data_plane.replace(Arc::new(self.identity.server()?));
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 //! | agent | `POST /v1/renew` | a new certificate; the only route for an expired one |
 //! | agent | `GET /v1/orders?revision=N` | long poll: answers when the revision differs, 204 after 30 s |
 //! | agent | `POST /v1/report` | what the node observes |
+//! | agent | `POST /v1/stopping` | it accepts no more, open tunnels are to end; 204 when no request will use one of them |
 //! | coordinator | `GET /v1/instances/{id}/tunnel/{port}` | upgrade `crabshack-tunnel`: bytes to a port of the instance |
 //! | coordinator | `GET /v1/instances/{id}/logs?tail=N` | `{"logs"}`; with `&follow=true` the text itself, without end |
 //! | coordinator | `GET /v1/instances/{id}/stats` | [`v1::Stats`] |

@@ -1,8 +1,8 @@
 //! Words and wire types that the coordinator and the node agent share.
 //!
 //! Nothing here does I/O, except [`tls`] and [`seal`] (key files), [`telemetry`] (the log),
-//! [`shutdown`] (signals), [`listen`] (sockets that systemd opened) and [`relay`] (streams that
-//! others opened).
+//! [`shutdown`] (signals), [`listen`] (sockets that systemd opened), [`serve`] (HTTP on them) and
+//! [`relay`] (streams that others opened).
 
 pub mod agent_api;
 pub mod api;
@@ -19,6 +19,7 @@ pub mod relay;
 pub mod resources;
 pub mod seal;
 pub mod secret;
+pub mod serve;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

@@ -15,6 +15,32 @@ use sd_notify::NotifyState;
 #[derive(Debug, Default)]
 pub struct Inherited(Mutex<HashMap<String, TcpListener>>);
 
+/// A bound listener.
+#[derive(Debug)]
+pub struct Listener {
+    /// Where connections wait.
+    pub socket: TcpListener,
+    /// Somebody else holds it open too: what waits in it is for the next process.
+    pub is_held: bool,
+}
+
+impl Listener {
+    /// Where it really listens: a passed one need not be where the settings say.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+impl From<TcpListener> for Listener {
+    /// One that ends with this process.
+    fn from(socket: TcpListener) -> Self {
+        Self { socket, is_held: false }
+    }
+}
+
 impl Inherited {
     /// Takes them over, once. Call it before threads are started: it reads and clears the environment.
     ///
@@ -37,11 +63,11 @@ impl Inherited {
     ///
     /// # Errors
     /// When none was passed and the address cannot be listened on.
-    pub fn listener(&self, name: &str, address: SocketAddr) -> io::Result<TcpListener> {
+    pub fn listener(&self, name: &str, address: SocketAddr) -> io::Result<Listener> {
         let passed = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         match passed {
-            Some(listener) => Ok(listener),
-            None => TcpListener::bind(address),
+            Some(socket) => Ok(Listener { socket, is_held: true }),
+            None => TcpListener::bind(address).map(Listener::from),
         }
     }
 }
@@ -93,8 +119,12 @@ mod tests {
         let passed = TcpListener::bind(any).unwrap();
         let address = passed.local_addr().unwrap();
         let inherited = Inherited(Mutex::new(HashMap::from([("api".to_owned(), passed)])));
-        assert_ne!(inherited.listener("ui", any).unwrap().local_addr().unwrap(), address);
-        assert_eq!(inherited.listener("api", any).unwrap().local_addr().unwrap(), address);
-        assert_ne!(inherited.listener("api", any).unwrap().local_addr().unwrap(), address);
+        let listener = |name| {
+            let listener = inherited.listener(name, any).unwrap();
+            (listener.address().unwrap() == address, listener.is_held)
+        };
+        assert_eq!(listener("ui"), (false, false));
+        assert_eq!(listener("api"), (true, true));
+        assert_eq!(listener("api"), (false, false));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Tells every task to end, and waits for them.
@@ -15,17 +15,6 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Ends when SIGTERM or SIGINT arrives.
-    pub async fn signalled() -> io::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        Ok(())
-    }
-
     /// Spawns a task that ends by itself once the token is cancelled.
     pub fn spawn<F>(&self, task: F)
     where
@@ -42,5 +31,33 @@ impl Shutdown {
         self.token.cancel();
         self.tasks.close();
         tokio::time::timeout(deadline, self.tasks.wait()).await.is_ok()
+    }
+}
+
+/// SIGTERM and SIGINT. From its making on neither ends the process by itself, and none is missed.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Make it before anybody is served, inside the runtime.
+    ///
+    /// # Errors
+    /// When the kernel does not take the handlers.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Ends when one of them arrives, or has since the last time.
+    pub async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }

@@ -1,5 +1,4 @@
-//! What a restart with other settings changes: settings of instances, and no container. What an upgrade
-//! costs is taken by `measure product-upgrade`.
+//! What a restart with other settings or another build changes: settings of instances, and no container.
 
 use std::process::ExitCode;
 
@@ -7,9 +6,9 @@ use anyhow::ensure;
 use crabshack_tests::{
     client::stub,
     cluster::{Cluster, Who},
-    engine,
+    engine, image,
     machine::Machine,
-    measure::density,
+    measure::{density, product_upgrade},
     must::{PATIENCE, become_true, text},
     suite,
 };
@@ -18,8 +17,9 @@ use crabshack_tests::{
 const OTHER_URL: &str = "https://localhost:8443";
 
 fn main() -> ExitCode {
-    suite::run(|suite| {
+    suite::run_after(image::build_changed_agent, |suite| {
         suite.test("public_url__should_reach_running_instances_without_a_restart", public_url);
+        suite.test("upgrade__should_make_no_container_again_and_refuse_nobody", upgrade);
         suite.test("node_agent__should_be_frugal_and_soon_back", frugal);
     })
 }
@@ -67,6 +67,16 @@ async fn public_url(machine: &Machine) -> anyhow::Result<()> {
         Ok(())
     })
     .await
+}
+
+async fn upgrade(machine: &Machine) -> anyhow::Result<()> {
+    let figures = product_upgrade::figures(machine, 2).await?;
+    let text = figures.render("product-upgrade");
+    for zero in ["containers_recreated", "requests_refused"] {
+        ensure!(figures.number(zero) == 0, "{zero}: {text}");
+    }
+    ensure!(figures.number("requests") > 20, "too few requests to show anything: {text}");
+    Ok(())
 }
 
 async fn frugal(machine: &Machine) -> anyhow::Result<()> {

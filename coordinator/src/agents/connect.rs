@@ -2,6 +2,7 @@
 //! reverse tunnel for nodes that cannot be dialled would replace this file and nothing else.
 
 use std::{
+    error::Error,
     io,
     pin::Pin,
     sync::Arc,
@@ -19,7 +20,7 @@ use crabshack_shared::{
     tls,
 };
 use http::{
-    Request, Response, StatusCode,
+    HeaderName, Request, Response, StatusCode,
     header::{CONNECTION, HOST, UPGRADE},
 };
 use http_body_util::{BodyExt as _, Limited};
@@ -33,14 +34,20 @@ use serde::de::DeserializeOwned;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{app::NodeDial, ca::Ca};
 
-/// For the TCP connect, and again for the TLS handshake.
-const DIAL_LIMIT: Duration = Duration::from_secs(5);
+/// For the TCP connect.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// For the TLS handshake: while a node agent restarts, connections wait in its listener.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// A node agent that restarts without such a listener refuses for a moment, and one that is killed breaks
+/// off: it is dialled again for so long.
+const RESTART_LIMIT: Duration = Duration::from_secs(5);
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
 /// For the node's answer; the node itself gives an instance 5 s to accept.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 /// The most that is taken from a node in one answer, in bytes: all but the logs are far smaller.
@@ -121,10 +128,9 @@ impl Connector {
 
     /// Opens a byte stream to a port of an instance. It is open end to end: the instance accepted.
     pub(crate) async fn tunnel(&self, node: &NodeDial, instance: InstanceId, port: u16) -> Result<Tunnel, ConnectError> {
-        let request = Request::get(format!("/v1/instances/{instance}/tunnel/{port}"))
-            .header(CONNECTION, "Upgrade")
-            .header(UPGRADE, TUNNEL_PROTOCOL);
-        let mut response = self.ask(node, request).await?;
+        let path = format!("/v1/instances/{instance}/tunnel/{port}");
+        let headers = [(CONNECTION, "Upgrade"), (UPGRADE, TUNNEL_PROTOCOL)];
+        let mut response = self.ask(node, &path, &headers).await?;
         match response.status() {
             StatusCode::SWITCHING_PROTOCOLS => {
                 let stream = hyper::upgrade::on(&mut response).await;
@@ -160,8 +166,7 @@ impl Connector {
 
     /// The answer to a question about an instance.
     async fn read(&self, node: &NodeDial, instance: InstanceId, what: &str) -> Result<Incoming, ConnectError> {
-        let request = Request::get(format!("/v1/instances/{instance}/{what}"));
-        let response = self.ask(node, request).await?;
+        let response = self.ask(node, &format!("/v1/instances/{instance}/{what}"), &[]).await?;
         match response.status() {
             StatusCode::OK => Ok(response.into_body()),
             status => Err(refused(node, instance, status)),
@@ -177,16 +182,34 @@ impl Connector {
         serde_json::from_slice(&body.to_bytes()).map_err(|error| broken_off(node, error))
     }
 
+    /// One request, which changes nothing on the node; again while the node agent restarts.
+    async fn ask(&self, node: &NodeDial, path: &str, headers: &[(HeaderName, &str)]) -> Result<Response<Incoming>, ConnectError> {
+        let began = Instant::now();
+        loop {
+            match self.ask_once(node, path, headers).await {
+                Err(error) if broke(&error) && began.elapsed() < RESTART_LIMIT => sleep(RESTART_PAUSE).await,
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// One request on a connection of its own.
-    async fn ask(&self, node: &NodeDial, request: http::request::Builder) -> Result<Response<Incoming>, ConnectError> {
+    async fn ask_once(
+        &self,
+        node: &NodeDial,
+        path: &str,
+        headers: &[(HeaderName, &str)],
+    ) -> Result<Response<Incoming>, ConnectError> {
         let stream = self.dial(node).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| broken_off(node, error))?;
         // Ends with the answer, with the upgrade, or when `sender` is dropped.
         tokio::spawn(async move { connection.with_upgrades().await.unwrap_or_default() });
-        let request = request
-            .header(HOST, tls::node_name(&node.id))
+        let request = Request::get(path).header(HOST, tls::node_name(&node.id));
+        let request = headers
+            .iter()
+            .fold(request, |request, (name, value)| request.header(name, *value))
             .body(Body::empty())
             .map_err(|error| broken_off(node, error))?;
         timeout(ANSWER_LIMIT, sender.send_request(request))
@@ -205,10 +228,31 @@ impl Connector {
 
     async fn try_dial(&self, node: &NodeDial) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(tls::node_name(&node.id)).map_err(io::Error::other)?;
-        let stream = timeout(DIAL_LIMIT, TcpStream::connect(&node.address)).await??;
+        let stream = timeout(CONNECT_LIMIT, TcpStream::connect(&node.address)).await??;
         stream.set_nodelay(true)?;
-        timeout(DIAL_LIMIT, TlsConnector::from((self.identity)()).connect(name, stream)).await?
+        timeout(HANDSHAKE_LIMIT, TlsConnector::from((self.identity)()).connect(name, stream)).await?
     }
+}
+
+/// True when nobody was there, or the other side went away before it answered: who comes next may answer.
+pub(crate) fn broke(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<hyper::Error>()
+            && (error.is_incomplete_message() || error.is_canceled() || error.is_closed())
+        {
+            return true;
+        }
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, UnexpectedEof};
+            let kinds = [ConnectionRefused, ConnectionReset, ConnectionAborted, BrokenPipe, UnexpectedEof];
+            if kinds.contains(&error.kind()) {
+                return true;
+            }
+        }
+        next = error.source();
+    }
+    false
 }
 
 fn broken_off(node: &NodeDial, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ConnectError {

@@ -3,14 +3,13 @@
 use std::{sync::Arc, time::SystemTime};
 
 use axum::{extract::FromRequestParts, http::request::Parts};
-use axum_server::tls::TlsInfo;
 use chrono::{SubsecRound as _, Utc};
 use crabshack_shared::{
     ids::NodeId,
     problem::Problem,
+    serve::PeerCertificates,
     tls::{Identity, Role},
 };
-use rustls::pki_types::CertificateDer;
 
 use crate::{
     api::internal,
@@ -43,7 +42,7 @@ impl FromRequestParts<Arc<App>> for Renewing {
 }
 
 async fn admit(parts: &Parts, app: &Arc<App>, may_be_expired: bool) -> Result<NodeId, Problem> {
-    let node = certified(parts.extensions.get::<Arc<TlsInfo>>(), SystemTime::now(), may_be_expired)?;
+    let node = certified(parts.extensions.get::<PeerCertificates>(), SystemTime::now(), may_be_expired)?;
     match app
         .store
         .reading()
@@ -71,11 +70,11 @@ pub(super) fn revoked(node: &NodeId) -> Problem {
 }
 
 /// Whom the TLS layer let in.
-pub(super) fn certified(info: Option<&Arc<TlsInfo>>, now: SystemTime, may_be_expired: bool) -> Result<NodeId, Problem> {
-    let certificate = info
-        .and_then(|info| info.peer_certificates.first())
+pub(super) fn certified(shown: Option<&PeerCertificates>, now: SystemTime, may_be_expired: bool) -> Result<NodeId, Problem> {
+    let certificate = shown
+        .and_then(|PeerCertificates(shown)| shown.first())
         .ok_or_else(|| Problem::unauthorized("this route needs a node's certificate: enrol first"))?;
-    let identity = Identity::of(&CertificateDer::from(certificate.as_slice())).map_err(|error| {
+    let identity = Identity::of(certificate).map_err(|error| {
         tracing::warn!("refused a certificate: {error}");
         Problem::forbidden(error.to_string())
     })?;

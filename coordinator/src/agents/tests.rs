@@ -1,20 +1,17 @@
 mod moves;
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use axum::{
     body::Body,
     http::{Method, Request, StatusCode},
 };
-use axum_server::tls::TlsInfo;
 use crabshack_shared::{
     agent_api::v1::{Desired, EnrolAnswer, Orders, Phase, RenewAnswer},
     generation::Generation,
     ids::{InstanceId, NodeId},
     secret::Secret,
+    serve::PeerCertificates,
     tls::{Identity, JoinToken, Role},
 };
 use futures_util::FutureExt as _;
@@ -35,10 +32,8 @@ fn request() -> String {
     CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap()
 }
 
-fn shown(pem: &str) -> Arc<TlsInfo> {
-    let mut info = TlsInfo::default();
-    info.peer_certificates = vec![CertificateDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec()];
-    Arc::new(info)
+fn shown(pem: &str) -> PeerCertificates {
+    PeerCertificates([CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()].into())
 }
 
 async fn ask(test: &TestApp, method: Method, path: &str, certificate: Option<&str>, body: String) -> (StatusCode, Value) {

@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -19,28 +19,38 @@ use axum::{
 };
 use crabshack_shared::telemetry::Chain;
 use http::{
-    HeaderMap, HeaderValue, Version,
+    HeaderMap, HeaderValue, Method, Version,
     header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, SET_COOKIE, TRANSFER_ENCODING, UPGRADE},
     uri::PathAndQuery,
 };
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use hyper_util::client::legacy::{Error as ClientError, ResponseFuture};
+use hyper_util::client::legacy::Error as ClientError;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::{
-    Gateway, cookies, headers, refusal::Refusal, sessions::UntilEnd, tunnels, tunnels::Destination, upgrade, upstream::Upstream,
+    Gateway, cookies, headers,
+    refusal::Refusal,
+    sessions::{EventStream, UntilEnd},
+    tunnels::{self, Destination, Way},
+    upgrade,
+    upstream::Upstream,
 };
 use crate::{
-    agents::connect::ConnectError,
+    agents::connect::{self, ConnectError},
     app::{GatewayTarget, NodeDial},
 };
 
 /// How long an agent may stay silent before its answer begins, once the request has stopped moving.
 /// Agents hold long polls and think for minutes. An answer that has begun has no limit.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5 * 60);
+
+/// A request that changes nothing is sent again when its connection breaks before an answer: a node agent
+/// restarts within that. So often, and for so long after it was sent first.
+const REPEATS: usize = 2;
+const REPEAT_WITHIN: Duration = Duration::from_secs(10);
 
 /// Which way a visitor came, with what its credentials are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,8 +107,8 @@ impl Gateway {
         }
         frame(&mut onward);
 
-        let mut answer = session
-            .run_until_cancelled(until_it_answers(self.tunnels.send(onward), &moved))
+        let (mut answer, way) = session
+            .run_until_cancelled(self.ask(node, onward, &moved))
             .await
             .ok_or(Refusal::Unauthorized { had_token: true })?
             .map_err(|failure| failure.refusal(target))?;
@@ -111,14 +121,51 @@ impl Gateway {
         protect(answer.headers_mut(), visit.door);
         if upgrade::agreed(&answer) {
             let protocol = agreed.filter(|_| is_upgrade).ok_or(Refusal::BrokenOff)?;
-            upgrade::join(visitor, &mut answer, session.clone(), &self.shutdown);
+            let ends = upgrade::Ends {
+                session: session.clone(),
+                stop: way.stop.clone(),
+            };
+            upgrade::join(visitor, &mut answer, ends, &self.shutdown);
             upgrade::announce(answer.headers_mut(), protocol);
         }
         let (mut parts, body) = answer.into_parts();
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
-        Ok(Response::from_parts(parts, Body::new(UntilEnd::new(body, session))))
+        let events = EventStream::of(&parts.headers, way.stop);
+        Ok(Response::from_parts(parts, Body::new(UntilEnd::new(body, session, events))))
     }
+
+    /// Asks, and asks again if that is safe and the connection broke.
+    async fn ask(&self, node: &NodeDial, mut request: Request, moved: &AtomicU64) -> Result<(Response<Incoming>, Way), Failure> {
+        let began = Instant::now();
+        let mut repeats = REPEATS;
+        loop {
+            let again = if repeats > 0 { copy(&request) } else { None };
+            let way = self.tunnels.to(&node.id);
+            match (until_it_answers(&way, request, moved).await, again) {
+                (Ok(answer), _) => return Ok((answer, way)),
+                (Err(failure), Some(again)) if failure.broke() && began.elapsed() < REPEAT_WITHIN => {
+                    request = again;
+                    repeats -= 1;
+                }
+                (Err(failure), _) => return Err(failure),
+            }
+        }
+    }
+}
+
+/// A request that may be sent twice.
+fn copy(request: &Request) -> Option<Request> {
+    let changes_nothing = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
+    if !changes_nothing || !request.body().is_end_stream() {
+        return None;
+    }
+    let mut copy = Request::new(Body::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
 }
 
 fn destination(target: &GatewayTarget, node: &NodeDial, upstream: &Upstream) -> Destination {
@@ -184,6 +231,14 @@ enum Failure {
 }
 
 impl Failure {
+    /// There was a connection to the agent, and it ended without an answer.
+    fn broke(&self) -> bool {
+        match self {
+            Self::Silent => false,
+            Self::Client(error) => connect_error(error).is_none() && connect::broke(error),
+        }
+    }
+
     /// Logged here: the visitor only learns the outcome.
     fn refusal(self, target: &GatewayTarget) -> Refusal {
         let error = match self {
@@ -199,7 +254,8 @@ impl Failure {
 }
 
 /// Waits for the head of the answer, as long as the request still moves.
-async fn until_it_answers(mut answer: ResponseFuture, moved: &AtomicU64) -> Result<Response<Incoming>, Failure> {
+async fn until_it_answers(way: &Way, request: Request, moved: &AtomicU64) -> Result<Response<Incoming>, Failure> {
+    let mut answer = way.send(request);
     loop {
         let before = moved.load(Ordering::Relaxed);
         match timeout(SILENCE_LIMIT, &mut answer).await {

@@ -9,6 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use crabshack_shared::{ids::InstanceId, secret::Secret};
+use http::{
+    HeaderMap,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -62,14 +66,47 @@ impl Opened {
 pub(super) struct UntilEnd {
     body: Incoming,
     end: Pin<Box<WaitForCancellationFutureOwned>>,
+    events: Option<EventStream>,
 }
 
 impl UntilEnd {
-    pub(super) fn new(body: Incoming, end: CancellationToken) -> Self {
+    pub(super) fn new(body: Incoming, end: CancellationToken, events: Option<EventStream>) -> Self {
         Self {
             body,
             end: Box::pin(end.cancelled_owned()),
+            events,
         }
+    }
+}
+
+/// Server-sent events have no end of their own, and a browser takes the end for a reason to come back. So
+/// they end well, between two events, when this process or the node's agent stops.
+pub(super) struct EventStream {
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The last bytes that were sent.
+    tail: [u8; 2],
+}
+
+impl EventStream {
+    /// None: something else.
+    pub(super) fn of(headers: &HeaderMap, stop: CancellationToken) -> Option<Self> {
+        let kind = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+        let is_events = kind.to_ascii_lowercase().starts_with("text/event-stream") && !headers.contains_key(CONTENT_LENGTH);
+        is_events.then(|| Self {
+            stop: Box::pin(stop.cancelled_owned()),
+            tail: *b"\n\n",
+        })
+    }
+
+    fn sent(&mut self, bytes: &[u8]) {
+        // Lines may end in CR LF.
+        for byte in bytes[bytes.len().saturating_sub(4)..].iter().filter(|byte| **byte != b'\r') {
+            self.tail = [self.tail[1], *byte];
+        }
+    }
+
+    fn is_over(&mut self, context: &mut Context<'_>) -> bool {
+        self.stop.as_mut().poll(context).is_ready() && self.tail == *b"\n\n"
     }
 }
 
@@ -92,7 +129,15 @@ impl Body for UntilEnd {
         if self.end.as_mut().poll(context).is_ready() {
             return Poll::Ready(Some(Err(CutOff::Ended)));
         }
+        if self.events.as_mut().is_some_and(|events| events.is_over(context)) {
+            return Poll::Ready(None);
+        }
         let frame = Pin::new(&mut self.body).poll_frame(context);
+        if let (Poll::Ready(Some(Ok(frame))), Some(events)) = (&frame, &mut self.events)
+            && let Some(bytes) = frame.data_ref()
+        {
+            events.sent(bytes);
+        }
         frame.map(|frame| frame.map(|frame| frame.map_err(CutOff::Agent)))
     }
 
@@ -108,6 +153,23 @@ impl Body for UntilEnd {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn events__should_end_between_two_of_them() {
+        let kind = |kind: &'static str| HeaderMap::from_iter([(CONTENT_TYPE, kind.parse().unwrap())]);
+        let stop = CancellationToken::new();
+        assert!(EventStream::of(&kind("text/plain"), stop.clone()).is_none());
+        let mut events = EventStream::of(&kind("text/event-stream; charset=utf-8"), stop.clone()).unwrap();
+        let mut is_over = async || std::future::poll_fn(|context| Poll::Ready(events.is_over(context))).await;
+        assert!(!is_over().await);
+        stop.cancel();
+        assert!(is_over().await);
+        for (bytes, over) in [("data: 1", false), ("\r\n", false), ("\r\n", true), ("x\n", false), ("\n", true)] {
+            events.sent(bytes.as_bytes());
+            let is_over = std::future::poll_fn(|context| Poll::Ready(events.is_over(context))).await;
+            assert_eq!(is_over, over, "{bytes:?}");
+        }
+    }
 
     #[test]
     fn sessions__should_end_with_their_token_and_no_other() {

@@ -410,6 +410,53 @@ async fn tunnels__should_be_used_again() {
 }
 
 #[tokio::test]
+async fn request__should_be_sent_again_when_its_tunnel_breaks_if_it_changes_nothing() {
+    let running = Running::start().await;
+    for (broken, line, status, tunnels) in [(2, "GET /show", 200, 3), (1, "DELETE /show", 502, 4), (9, "GET /show", 502, 7)] {
+        // The kept ones go, so that a new one is opened.
+        running.house.gateway.node_stops(&running.node.id);
+        running.node.break_tunnels(broken);
+        let answer = text(&mut running.open(line, "Connection: close\r\n").await).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");
+        assert_eq!(running.node.tunnels(), tunnels, "{line}");
+    }
+}
+
+#[tokio::test]
+async fn node_that_stops__should_be_left_by_everybody_in_good_order() {
+    let running = Running::start().await;
+    let mut events = running.open("GET /events", "").await;
+    head(&mut events).await;
+    agent::next_event(running.node.agent).await;
+    let mut socket = running
+        .open("GET /echo", "Connection: Upgrade\r\nUpgrade: websocket\r\n")
+        .await;
+    head(&mut socket).await;
+    let frame = [0x81, 2, b'h', b'i'];
+    socket.write_all(&frame).await.unwrap();
+    let mut echoed = [0; 4];
+    socket.read_exact(&mut echoed).await.unwrap();
+    assert_eq!(echoed, frame);
+    let mut asked = running.open("POST /count", "Content-Length: 5\r\nConnection: close\r\n").await;
+    running.node.opened(3).await;
+
+    running.house.gateway.node_stops(&running.node.id);
+    assert!(text(&mut events).await.ends_with("data: 0\n\n\r\n0\r\n\r\n"));
+    let goodbye = rest(&mut socket).await;
+    assert_eq!(goodbye, [0x88, 2, 0x03, 0xf4], "a close frame that says to come back");
+    drop((events, socket));
+    // What was asked before is answered; what comes now takes another tunnel.
+    let answer = text(&mut running.open("GET /show", "Connection: close\r\n").await).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    asked.write_all(b"12345").await.unwrap();
+    let answer = text(&mut asked).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("5 length"), "{answer}");
+    assert_eq!(running.node.tunnels(), 4);
+    running.house.gateway.node_stops(&running.node.id);
+    running.node.all_closed().await;
+}
+
+#[tokio::test]
 async fn instance_that_cannot_answer__should_be_explained() {
     let get = async |running: &Running, accept: &str| {
         let headers = format!("Connection: close\r\nAccept: {accept}\r\n");

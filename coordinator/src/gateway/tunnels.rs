@@ -2,18 +2,21 @@
 //! are kept for the next request for a short while.
 
 use std::{
+    collections::HashMap,
     pin::Pin,
+    sync::{Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
 use axum::body::Body;
-use crabshack_shared::ids::InstanceId;
+use crabshack_shared::ids::{InstanceId, NodeId};
 use http::{Request, Uri, uri::PathAndQuery};
 use hyper_util::{
     client::legacy::{Client, ResponseFuture},
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
+use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use crate::{
@@ -26,26 +29,65 @@ const IDLE_LIMIT: Duration = Duration::from_secs(4);
 /// Idle connections kept per instance.
 const IDLE_CONNECTIONS: usize = 8;
 
-/// Sends requests to agents.
-pub(super) struct Tunnels(Client<Dialler, Body>);
+/// The ways to all nodes. Each has connections of its own, so that they can be let go of together.
+pub(super) struct Tunnels {
+    connector: Connector,
+    stop: CancellationToken,
+    ways: Mutex<HashMap<NodeId, Way>>,
+}
+
+/// The way to the agents of one node.
+#[derive(Clone)]
+pub(super) struct Way {
+    client: Client<Dialler, Body>,
+    /// Cancelled when this process or the node's agent stops: streams without an end should end.
+    pub(super) stop: CancellationToken,
+}
 
 impl Tunnels {
     /// Dials with the connector.
-    pub(super) fn new(connector: Connector) -> Self {
-        Self(
-            Client::builder(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(IDLE_LIMIT)
-                .pool_max_idle_per_host(IDLE_CONNECTIONS)
-                .set_host(false)
-                .build(Dialler(connector)),
-        )
+    pub(super) fn new(connector: Connector, stop: CancellationToken) -> Self {
+        Self {
+            connector,
+            stop,
+            ways: Mutex::default(),
+        }
     }
 
+    /// The way to a node; to be asked for anew for each request.
+    pub(super) fn to(&self, node: &NodeId) -> Way {
+        let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(way) = ways.get(node) {
+            return way.clone();
+        }
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_LIMIT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .set_host(false)
+            .build(Dialler(self.connector.clone()));
+        let way = Way {
+            client,
+            stop: self.stop.child_token(),
+        };
+        ways.insert(node.clone(), way.clone());
+        way
+    }
+
+    /// With the client go its idle connections; one that is in use ends with its request.
+    pub(super) fn node_stops(&self, node: &NodeId) {
+        let way = self.ways.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+        if let Some(way) = way {
+            way.stop.cancel();
+        }
+    }
+}
+
+impl Way {
     /// Sends a request whose URI came from [`Destination::uri`].
     pub(super) fn send(&self, request: Request<Body>) -> ResponseFuture {
-        self.0.request(request)
+        self.client.request(request)
     }
 }
 
@@ -124,8 +166,6 @@ impl Service<Uri> for Dialler {
 
 #[cfg(test)]
 mod tests {
-    use crabshack_shared::ids::NodeId;
-
     use super::*;
 
     #[test]

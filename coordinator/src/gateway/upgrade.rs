@@ -1,6 +1,8 @@
 //! Upgrades: WebSockets and whatever else two ends agree on. The bytes are not looked at, so there
 //! is no limit on frames and none on silence.
 
+use std::time::Duration;
+
 use axum::response::Response;
 use crabshack_shared::{
     relay::{self, relay},
@@ -16,6 +18,11 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
+
+use super::frames::Farewell;
+
+/// How long a visitor may take to answer the goodbye.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 
 /// The protocols a request wants to change to, if any. HTTP/2 is not among them: behind such an
 /// upgrade requests would pass with headers that nobody has checked.
@@ -42,20 +49,40 @@ pub(super) fn announce(headers: &mut HeaderMap, protocols: HeaderValue) {
     headers.insert(UPGRADE, protocols);
 }
 
-/// Joins both ends once each has changed its protocol; a task of the shutdown, which ends with it and
-/// with the session.
-pub(super) fn join(visitor: OnUpgrade, answer: &mut http::Response<Incoming>, session: CancellationToken, shutdown: &Shutdown) {
+/// What ends a joined connection.
+pub(super) struct Ends {
+    /// At once, with the token that opened it.
+    pub(super) session: CancellationToken,
+    /// With a goodbye: this process stops, or the node's agent does.
+    pub(super) stop: CancellationToken,
+}
+
+/// Joins both ends once each has changed its protocol; a task of the shutdown.
+pub(super) fn join(visitor: OnUpgrade, answer: &mut http::Response<Incoming>, ends: Ends, shutdown: &Shutdown) {
+    let is_websocket = answer
+        .headers()
+        .get(UPGRADE)
+        .is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
     let agent = hyper::upgrade::on(answer);
+    let Ends { session, stop } = ends;
     let joined = async move {
-        let ended = match tokio::try_join!(visitor, agent) {
-            Ok((visitor, agent)) => relay(TokioIo::new(visitor), TokioIo::new(agent), relay::LINGER).await,
+        let (visitor, agent) = match tokio::try_join!(visitor, agent) {
+            Ok(both) => both,
             Err(error) => return debug!("gateway: an upgrade was not taken up: {}", Chain(&error)),
         };
-        if let Err(error) = ended {
-            debug!("gateway: an upgraded connection broke: {}", Chain(&error));
+        let agent = Farewell::new(TokioIo::new(agent), is_websocket, stop.clone());
+        let too_long = async {
+            stop.cancelled().await;
+            tokio::time::sleep(FAREWELL_LIMIT).await;
+        };
+        tokio::select! {
+            ended = relay(TokioIo::new(visitor), agent, relay::LINGER) => if let Err(error) = ended {
+                debug!("gateway: an upgraded connection broke: {}", Chain(&error));
+            },
+            () = too_long => debug!("gateway: an upgraded connection was cut by the stop"),
         }
     };
-    shutdown.spawn(async move {
+    shutdown.tasks.spawn(async move {
         if session.run_until_cancelled(joined).await.is_none() {
             debug!("gateway: an upgraded connection was closed with the token that opened it");
         }

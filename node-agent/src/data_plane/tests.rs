@@ -3,10 +3,11 @@
 use crabshack_shared::{
     ids::NodeId,
     problem::{Code, Problem},
+    shutdown::Shutdown,
     tls::{self, COORDINATOR_NAME},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener as AsyncListener, TcpStream},
@@ -76,7 +77,8 @@ struct Node {
     authority: Authority,
     address: SocketAddr,
     instance: InstanceId,
-    tls: RustlsConfig,
+    tls: ServerTls,
+    refusals: Arc<Refusals>,
     shutdown: Shutdown,
 }
 
@@ -86,20 +88,26 @@ impl Node {
         let (id, authority) = (NodeId::random(), Authority::new());
         let (chain, key) = authority.issue(&tls::node_name(&id));
         let config = tls::server_requiring_clients(authority.0.der(), chain, key).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let node = Self {
             id,
             authority,
             address: listener.local_addr().unwrap(),
             instance: InstanceId::random(),
-            tls: RustlsConfig::from_config(Arc::new(config)),
+            tls: ServerTls::new(Arc::new(config)),
+            refusals: Arc::new(Refusals::new("data plane")),
             shutdown: Shutdown::default(),
         };
         let instances = Arc::new(OneInstance {
             id: node.instance,
             ports: [instance_port],
         });
-        let served = serve(listener, instances, node.tls.clone(), node.shutdown.clone());
+        let door = Door {
+            listener: listener.into(),
+            tls: node.tls.clone(),
+            refusals: Arc::clone(&node.refusals),
+        };
+        let served = serve(door, instances, node.shutdown.token.clone(), std::future::ready(()));
         node.shutdown.tasks.spawn(async { served.await.unwrap() });
         node
     }
@@ -268,7 +276,7 @@ async fn certificate__should_be_exchanged_while_serving() {
     let (chain, key) = node.authority.issue(&tls::node_name(&node.id));
     let renewed = chain[0].clone();
     let config = tls::server_requiring_clients(node.authority.0.der(), chain, key).unwrap();
-    node.tls.reload_from_config(Arc::new(config));
+    node.tls.replace(Arc::new(config));
     let after = node.dial(Some(node.authority.issue(COORDINATOR_NAME))).await.unwrap();
     assert_eq!(after.get_ref().1.peer_certificates().unwrap()[0], renewed);
     before.write_all(b"x").await.unwrap();
@@ -276,14 +284,40 @@ async fn certificate__should_be_exchanged_while_serving() {
 }
 
 #[tokio::test]
-async fn shutdown__should_end_open_tunnels_and_free_the_port() {
+async fn shutdown__should_let_tunnels_end_and_cut_those_that_do_not() {
     let port = echo().await;
     let node = Node::start(port).await;
-    let mut stream = node.ask_as_coordinator(&node.tunnel(port)).await;
-    head(&mut stream).await;
-    assert!(node.shutdown.finish(Duration::from_secs(5)).await);
-    assert!(matches!(stream.read(&mut [0]).await, Ok(0) | Err(_)));
-    assert!(TcpStream::connect(node.address).await.is_err());
+    let mut used = node.ask_as_coordinator(&node.tunnel(port)).await;
+    let mut endless = node.ask_as_coordinator(&node.tunnel(port)).await;
+    for stream in [&mut used, &mut endless] {
+        head(stream).await;
+    }
+    let early = node.dial(Some(node.authority.issue(COORDINATOR_NAME))).await.unwrap();
+    node.shutdown.token.cancel();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(TcpStream::connect(node.address).await.is_err(), "the port is free");
+    let mut early = early;
+    early
+        .write_all(b"GET / HTTP/1.1\r\nHost: node\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(head(&mut early).await.starts_with("http/1.1 404"));
+    used.write_all(b"x").await.unwrap();
+    assert_eq!(used.read_u8().await.unwrap(), b'x');
+    used.shutdown().await.unwrap();
+    assert!(matches!(used.read(&mut [0]).await, Ok(0)));
+    assert!(node.shutdown.finish(Duration::from_secs(10)).await);
+    assert!(matches!(endless.read(&mut [0]).await, Ok(0) | Err(_)));
+}
+
+#[tokio::test]
+async fn refused__should_be_counted() {
+    let node = Node::start(closed_port().await).await;
+    drop(TcpStream::connect(node.address).await.unwrap());
+    let stranger = node.authority.issue("someone.example");
+    let mut stream = node.ask(Some(stranger), "/").await.unwrap();
+    assert!(head(&mut stream).await.starts_with("http/1.1 403"));
+    assert_eq!(node.refusals.total(), 2);
 }
 
 #[tokio::test]

@@ -15,19 +15,27 @@ use crabshack_shared::{
     agent_api::TUNNEL_PROTOCOL,
     problem::Problem,
     relay::{self, relay},
-    shutdown::Shutdown,
     telemetry::Chain,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, time::{sleep, timeout}};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
+
+use super::STOP_LIMIT;
 
 /// How long an instance may take to accept.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Connects first and answers 101 only then, so that whoever dials learns at once when nobody
-/// listens. The tunnel itself is a task of the shutdown and ends with it.
-pub(super) async fn open(address: SocketAddr, mut request: Request<Body>, shutdown: &Shutdown) -> Result<Response, Problem> {
+/// listens. Once the stop has begun the coordinator ends it with the
+/// request that it serves, or it is cut.
+pub(super) async fn open(
+    address: SocketAddr,
+    mut request: Request<Body>,
+    tunnels: TaskTracker,
+    stop: CancellationToken,
+) -> Result<Response, Problem> {
     let wanted = request.headers().get(UPGRADE);
     if wanted.is_none_or(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(TUNNEL_PROTOCOL.as_bytes())) {
         return Err(Problem::invalid(format!("a tunnel is an upgrade to `{TUNNEL_PROTOCOL}`")));
@@ -39,13 +47,20 @@ pub(super) async fn open(address: SocketAddr, mut request: Request<Body>, shutdo
         ))
     })?;
     let upgrade = hyper::upgrade::on(&mut request);
-    shutdown.spawn(async move {
-        let ended = match upgrade.await {
-            Ok(stream) => relay(TokioIo::new(stream), instance, relay::LINGER).await,
+    tunnels.spawn(async move {
+        let stream = match upgrade.await {
+            Ok(stream) => TokioIo::new(stream),
             Err(error) => return debug!(%address, "a tunnel was not taken up: {}", Chain(&error)),
         };
-        if let Err(error) = ended {
-            debug!(%address, "a tunnel broke: {}", Chain(&error));
+        let too_long = async {
+            stop.cancelled().await;
+            sleep(STOP_LIMIT).await;
+        };
+        tokio::select! {
+            ended = relay(stream, instance, relay::LINGER) => if let Err(error) = ended {
+                debug!(%address, "a tunnel broke: {}", Chain(&error));
+            },
+            () = too_long => debug!(%address, "a tunnel was cut by the stop"),
         }
     });
     Ok((

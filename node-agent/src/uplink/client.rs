@@ -23,6 +23,8 @@ use serde::de::DeserializeOwned;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+/// The coordinator may be on its way down itself.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why the coordinator did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +108,13 @@ impl Client {
         let response = self.send(http.post(self.url("report")).json(report)).await?;
         let body = response.bytes().await.map_err(UplinkError::Answer)?;
         Ok(serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    /// Says that this node agent accepts nothing more on its data plane.
+    pub(crate) async fn stopping(&self) -> Result<(), UplinkError> {
+        let http = self.http().await?;
+        let request = http.post(self.url("stopping")).timeout(GOODBYE_WITHIN);
+        self.send(request).await.map(drop)
     }
 
     /// How far the node's clock was ahead of the coordinator's when that last answered, in seconds.

@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicU16, AtomicUsize, Ordering},
     },
 };
 
@@ -63,6 +63,8 @@ pub(super) struct FakeNode {
     connector: Connector,
     /// 0: open tunnels; else the status to refuse with.
     refuse_with: Arc<AtomicU16>,
+    /// So many tunnels break with their first byte.
+    to_break: Arc<AtomicUsize>,
     count: watch::Sender<Count>,
 }
 
@@ -81,18 +83,20 @@ impl FakeNode {
             address: listener.local_addr().unwrap(),
             agent,
             refuse_with: Arc::default(),
+            to_break: Arc::default(),
             count: watch::Sender::default(),
         };
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        let (refuse_with, count) = (node.refuse_with.clone(), node.count.clone());
+        let (refuse_with, to_break, count) = (node.refuse_with.clone(), node.to_break.clone(), node.count.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (acceptor, refuse_with, count) = (acceptor.clone(), refuse_with.clone(), count.clone());
+                let to_break = to_break.clone();
                 tokio::spawn(async move {
                     if let Ok(stream) = acceptor.accept(stream).await {
                         let is_resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
                         count.send_modify(|count| count.resumed += usize::from(is_resumed));
-                        serve(stream, agent, refuse_with.load(Ordering::Relaxed), &count).await;
+                        serve(stream, agent, refuse_with.load(Ordering::Relaxed), &to_break, &count).await;
                     }
                 });
             }
@@ -107,6 +111,10 @@ impl FakeNode {
 
     pub(super) fn refuse(&self, status: u16) {
         self.refuse_with.store(status, Ordering::Relaxed);
+    }
+
+    pub(super) fn break_tunnels(&self, number: usize) {
+        self.to_break.store(number, Ordering::Relaxed);
     }
 
     pub(super) fn tunnels(&self) -> usize {
@@ -136,7 +144,13 @@ impl FakeNode {
     }
 }
 
-async fn serve(mut stream: TlsStream<TcpStream>, agent: SocketAddr, refuse_with: u16, count: &watch::Sender<Count>) {
+async fn serve(
+    mut stream: TlsStream<TcpStream>,
+    agent: SocketAddr,
+    refuse_with: u16,
+    to_break: &AtomicUsize,
+    count: &watch::Sender<Count>,
+) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -158,6 +172,12 @@ async fn serve(mut stream: TlsStream<TcpStream>, agent: SocketAddr, refuse_with:
         stream.write_all(answer.as_bytes()).await.unwrap();
         let agent = TcpStream::connect(agent).await.unwrap();
         count.send_modify(|count| count.opened += 1);
+        let breaks = to_break.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if breaks.is_ok() {
+            stream.read_u8().await.unwrap();
+            count.send_modify(|count| count.closed += 1);
+            return;
+        }
         drop(relay(stream, agent, relay::LINGER).await);
         count.send_modify(|count| count.closed += 1);
     }

@@ -13,12 +13,12 @@ use axum::{
     http::{Method, StatusCode},
     routing::get,
 };
-use axum_server::tls_rustls::RustlsConfig;
 use bytes::Bytes;
 use crabshack_shared::{
     agent_api::v1::{Logs, NodeFacts, Phase, Report, Stats},
     generation::Generation,
     ids::NodeId,
+    serve::{HeadLimits, Refusals, Server, ServerTls},
     tls,
 };
 use futures_util::{StreamExt as _, stream};
@@ -26,6 +26,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde_json::json;
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::data;
 use crate::{
@@ -85,9 +86,12 @@ async fn started() -> (TestApp, NodeId, mpsc::Sender<&'static str>) {
         .route("/v1/instances/{id}/logs", get(logs))
         .route("/v1/instances/{id}/stats", get(stats))
         .with_state(plane);
-    let config = RustlsConfig::from_config(Arc::new(config));
-    let server = axum_server::from_tcp_rustls(listener, config).unwrap();
-    tokio::spawn(server.serve(routes.into_make_service()));
+    let limits = HeadLimits {
+        first: Duration::from_secs(10),
+        next: Duration::from_secs(10),
+    };
+    let server = Server::new(listener.into(), limits, Arc::new(Refusals::new("node"))).with_tls(ServerTls::new(Arc::new(config)));
+    tokio::spawn(server.serve(routes, CancellationToken::new()));
 
     test.ask(Method::POST, "/instances", create_body("one").to_string()).await;
     test.reconcile().await;
