@@ -128,7 +128,10 @@ fn routes<I: Instances>(plane: Arc<DataPlane<I>>) -> Router {
         .route("/v1/instances/{id}/logs", get(read_logs))
         .route("/v1/instances/{id}/stats", get(read_stats))
         .fallback(async || Problem::not_found("no such route on a node's data plane"))
-        .layer(middleware::from_fn_with_state(Arc::clone(&plane.refusals), only_the_coordinator))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&plane.refusals),
+            only_the_coordinator,
+        ))
         .with_state(plane)
 }
 
@@ -148,7 +151,10 @@ async fn only_the_coordinator(
         return next.run(request).await;
     }
     let path = request.uri().path();
-    refusals.note(Some(client), format_args!("{role:?} is not the coordinator and asked for {path:?}"));
+    refusals.note(
+        Some(client),
+        format_args!("{role:?} is not the coordinator and asked for {path:?}"),
+    );
     Problem::forbidden("only the coordinator may use a node's data plane").into_response()
 }
 

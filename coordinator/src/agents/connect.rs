@@ -245,7 +245,13 @@ pub(crate) fn broke(error: &(dyn Error + 'static)) -> bool {
         }
         if let Some(error) = error.downcast_ref::<io::Error>() {
             use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, UnexpectedEof};
-            let kinds = [ConnectionRefused, ConnectionReset, ConnectionAborted, BrokenPipe, UnexpectedEof];
+            let kinds = [
+                ConnectionRefused,
+                ConnectionReset,
+                ConnectionAborted,
+                BrokenPipe,
+                UnexpectedEof,
+            ];
             if kinds.contains(&error.kind()) {
                 return true;
             }

@@ -125,7 +125,7 @@ impl Gateway {
                 session: session.clone(),
                 stop: way.stop.clone(),
             };
-            upgrade::join(visitor, &mut answer, ends, &self.shutdown);
+            upgrade::join(visitor, &mut answer, &protocol, ends, &self.shutdown);
             upgrade::announce(answer.headers_mut(), protocol);
         }
         let (mut parts, body) = answer.into_parts();

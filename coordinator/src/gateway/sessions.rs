@@ -164,7 +164,13 @@ mod tests {
         assert!(!is_over().await);
         stop.cancel();
         assert!(is_over().await);
-        for (bytes, over) in [("data: 1", false), ("\r\n", false), ("\r\n", true), ("x\n", false), ("\n", true)] {
+        for (bytes, over) in [
+            ("data: 1", false),
+            ("\r\n", false),
+            ("\r\n", true),
+            ("x\n", false),
+            ("\n", true),
+        ] {
             events.sent(bytes.as_bytes());
             let is_over = std::future::poll_fn(|context| Poll::Ready(events.is_over(context))).await;
             assert_eq!(is_over, over, "{bytes:?}");

@@ -412,7 +412,11 @@ async fn tunnels__should_be_used_again() {
 #[tokio::test]
 async fn request__should_be_sent_again_when_its_tunnel_breaks_if_it_changes_nothing() {
     let running = Running::start().await;
-    for (broken, line, status, tunnels) in [(2, "GET /show", 200, 3), (1, "DELETE /show", 502, 4), (9, "GET /show", 502, 7)] {
+    for (broken, line, status, tunnels) in [
+        (2, "GET /show", 200, 3),
+        (1, "DELETE /show", 502, 4),
+        (9, "GET /show", 502, 7),
+    ] {
         // The kept ones go, so that a new one is opened.
         running.house.gateway.node_stops(&running.node.id);
         running.node.break_tunnels(broken);
@@ -425,7 +429,7 @@ async fn request__should_be_sent_again_when_its_tunnel_breaks_if_it_changes_noth
 #[tokio::test]
 async fn node_that_stops__should_be_left_by_everybody_in_good_order() {
     let running = Running::start().await;
-    let mut events = running.open("GET /events", "").await;
+    let mut events = running.open("GET /events", "Connection: close\r\n").await;
     head(&mut events).await;
     agent::next_event(running.node.agent).await;
     let mut socket = running
@@ -437,7 +441,9 @@ async fn node_that_stops__should_be_left_by_everybody_in_good_order() {
     let mut echoed = [0; 4];
     socket.read_exact(&mut echoed).await.unwrap();
     assert_eq!(echoed, frame);
-    let mut asked = running.open("POST /count", "Content-Length: 5\r\nConnection: close\r\n").await;
+    let mut asked = running
+        .open("POST /count", "Content-Length: 5\r\nConnection: close\r\n")
+        .await;
     running.node.opened(3).await;
 
     running.house.gateway.node_stops(&running.node.id);

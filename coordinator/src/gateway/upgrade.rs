@@ -58,11 +58,14 @@ pub(super) struct Ends {
 }
 
 /// Joins both ends once each has changed its protocol; a task of the shutdown.
-pub(super) fn join(visitor: OnUpgrade, answer: &mut http::Response<Incoming>, ends: Ends, shutdown: &Shutdown) {
-    let is_websocket = answer
-        .headers()
-        .get(UPGRADE)
-        .is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
+pub(super) fn join(
+    visitor: OnUpgrade,
+    answer: &mut http::Response<Incoming>,
+    protocol: &HeaderValue,
+    ends: Ends,
+    shutdown: &Shutdown,
+) {
+    let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
     let agent = hyper::upgrade::on(answer);
     let Ends { session, stop } = ends;
     let joined = async move {

@@ -297,10 +297,7 @@ async fn shutdown__should_let_tunnels_end_and_cut_those_that_do_not() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(TcpStream::connect(node.address).await.is_err(), "the port is free");
     let mut early = early;
-    early
-        .write_all(b"GET / HTTP/1.1\r\nHost: node\r\n\r\n")
-        .await
-        .unwrap();
+    early.write_all(b"GET / HTTP/1.1\r\nHost: node\r\n\r\n").await.unwrap();
     assert!(head(&mut early).await.starts_with("http/1.1 404"));
     used.write_all(b"x").await.unwrap();
     assert_eq!(used.read_u8().await.unwrap(), b'x');

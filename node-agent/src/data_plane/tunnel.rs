@@ -18,7 +18,10 @@ use crabshack_shared::{
     telemetry::Chain,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::{sleep, timeout}};
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 

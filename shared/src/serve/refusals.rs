@@ -55,7 +55,11 @@ impl Refusals {
         self.total.fetch_add(1, Ordering::Relaxed);
         let listener = self.listener;
         tracing::debug!(listener, ?client, "refused: {why}");
-        let count = self.told.lock().unwrap_or_else(PoisonError::into_inner).another(Instant::now());
+        let count = self
+            .told
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .another(Instant::now());
         if let Some(count) = count {
             tracing::warn!(listener, count, last_client = ?client, "refused since the last such line; the last one: {why}");
         }

@@ -102,10 +102,7 @@ async fn connection__should_be_answered_that_was_accepted_before_the_stop_and_as
 async fn answer__should_be_finished_after_the_stop() {
     let server = start(bound(), None);
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    stream
-        .write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     server.asked.notified().await;
     server.stop.cancel();
     // Longer than any quiet connection without a request is waited for.
@@ -139,10 +136,7 @@ async fn stop__should_not_wait_for_the_long_quiet() {
 async fn connection__should_be_cut_that_goes_on_for_too_long() {
     let server = start(bound(), None);
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    stream
-        .write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     server.asked.notified().await;
     server.stop.cancel();
     assert!(!server.ended.await.unwrap());
@@ -212,7 +206,10 @@ async fn handshake__should_be_finished_and_what_follows_answered() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     server.stop.cancel();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let mut stream = connector.connect(ServerName::try_from("node").unwrap(), stream).await.unwrap();
+    let mut stream = connector
+        .connect(ServerName::try_from("node").unwrap(), stream)
+        .await
+        .unwrap();
     stream.write_all(REQUEST).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -291,4 +288,3 @@ async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
         }
     }
 }
-
