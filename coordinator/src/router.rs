@@ -9,8 +9,9 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{any, get, post},
 };
+use chrono::Utc;
 use crabshack_shared::problem::{Code, Problem};
-use http::StatusCode;
+use http::{HeaderValue, StatusCode, header::DATE};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
@@ -67,7 +68,8 @@ pub(crate) fn agents(app: &Arc<App>) -> Router {
         .route("/v1/renew", post(enrol::renew))
         .route("/v1/orders", get(orders::poll))
         .route("/v1/report", post(report::report))
-        .route("/v1/stopping", post(stopping::stopping));
+        .route("/v1/stopping", post(stopping::stopping))
+        .layer(middleware::map_response(dated));
     finish(routes, app, "agents")
 }
 
@@ -97,6 +99,16 @@ async fn count(app: Arc<App>, listener: &'static str, request: Request, next: Ne
     let response = next.run(request).await;
     let route = route.as_ref().map_or("unknown", MatchedPath::as_str);
     app.metrics.count_request(listener, &method, route, response.status());
+    response
+}
+
+/// Nodes compare their clock with this. The server would add one by itself, but keeps it while the clock
+/// stands before it, so that a clock that was set back looks right for as long as that takes.
+async fn dated(mut response: Response) -> Response {
+    let now = Utc::now().format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    if let Ok(now) = HeaderValue::try_from(now) {
+        response.headers_mut().insert(DATE, now);
+    }
     response
 }
 

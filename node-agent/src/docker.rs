@@ -32,6 +32,7 @@ mod limits;
 mod logs;
 mod networks;
 mod observe;
+mod seccomp;
 mod stats;
 mod strangers;
 
@@ -75,6 +76,8 @@ struct Abilities {
     io_weight: bool,
     /// Swapping has a switch per container (cgroup v1).
     swappiness: bool,
+    /// It cannot filter system calls.
+    unfiltered: bool,
     bounds: Bounds,
 }
 
@@ -116,7 +119,13 @@ impl Docker {
             io_weight: abilities.io_weight,
             swappiness: abilities.swappiness,
             open_files: body::OPEN_FILES.min(bound),
+            unfiltered: abilities.unfiltered,
         }
+    }
+
+    /// The security options that a container of today gets.
+    pub(crate) fn security_options(&self) -> Vec<String> {
+        body::security(self.abilities().unfiltered)
     }
 
     /// A client whose answers must begin within the limit. Only unix sockets are dialled, and the

@@ -30,7 +30,7 @@ pub(crate) use openclaw::tests as openclaw_fixture;
 /// `docker/body.rs` adds on its own is covered by this number only.
 ///
 /// The feature stands for a later product in the tests of upgrades.
-const RECIPE_VERSION: u32 = if cfg!(feature = "changed-recipe") { u32::MAX } else { 2 };
+const RECIPE_VERSION: u32 = if cfg!(feature = "changed-recipe") { u32::MAX } else { 3 };
 
 /// The port on which an instance's sshd listens.
 pub(crate) const SSH_PORT: u16 = 2222;

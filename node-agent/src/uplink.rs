@@ -161,16 +161,23 @@ impl Uplink {
     }
 
     async fn renew(self: Arc<Self>) {
+        let mut failing = false;
         loop {
             if self.identity.wants_renewal() {
-                match self.renew_once().await {
+                let result = self.renew_once().await;
+                match &result {
                     Ok(()) => tracing::info!("the node's certificate was renewed"),
-                    Err(error) => tracing::warn!(error = %Chain(&*error), "the node's certificate cannot be renewed yet"),
+                    // Said when it begins, not on every try.
+                    Err(error) if !failing => {
+                        tracing::warn!(error = %Chain(&**error), "the node's certificate cannot be renewed yet");
+                    }
+                    Err(_) => {}
                 }
+                failing = result.is_err();
             }
-            // A small part of the life: a renewal that fails is tried many times before the end.
             let pause = (self.identity.lifetime() / 60).clamp(Duration::from_millis(500), Duration::from_secs(3600));
-            tokio::time::sleep(pause).await;
+            // A coordinator that was away for long may return to a certificate that is good for renewal only.
+            tokio::time::sleep(if failing { pause.min(LONGEST_PAUSE) } else { pause }).await;
         }
     }
 

@@ -67,6 +67,7 @@ pub struct Cluster<'machine> {
     settings: [Vec<(String, String)>; 2],
     processes: [Option<Process>; 2],
     programs: [Option<PathBuf>; 2],
+    wrappers: [Vec<String>; 2],
     listeners: Option<Passed>,
 }
 
@@ -86,15 +87,20 @@ impl<'machine> Cluster<'machine> {
         for &(who, key, value) in settings {
             cluster.set(who, key, value);
         }
+        cluster.run(case).await
+    }
+
+    /// Starts both as they are set, runs a case, and removes everything that is left.
+    pub async fn run(mut self, case: impl AsyncFnOnce(&mut Self) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let result = async {
-            cluster.start_all().await?;
-            case(&mut cluster).await
+            self.start_all().await?;
+            case(&mut self).await
         }
         .await;
         if result.is_err() {
-            cluster.keep_evidence().await;
+            self.keep_evidence().await;
         }
-        let wiped = cluster.wipe().await;
+        let wiped = self.wipe().await;
         result.and(wiped)
     }
 
@@ -109,6 +115,7 @@ impl<'machine> Cluster<'machine> {
             settings: [Vec::new(), Vec::new()],
             processes: [None, None],
             programs: [None, None],
+            wrappers: [Vec::new(), Vec::new()],
             listeners: None,
         })
     }
@@ -127,6 +134,12 @@ impl<'machine> Cluster<'machine> {
     /// Another build of a process, from its next start on.
     pub fn replace_program(&mut self, who: Who, program: &Path) {
         self.programs[who.index()] = Some(program.to_owned());
+    }
+
+    /// Starts a process by this command line from its next start on, with its own at the end; by itself
+    /// when there is none. It must run the process in its own place.
+    pub fn wrap(&mut self, who: Who, wrapper: Vec<String>) {
+        self.wrappers[who.index()] = wrapper;
     }
 
     /// Holds all listeners and passes them on at each start, as systemd does.
@@ -172,7 +185,14 @@ impl<'machine> Cluster<'machine> {
             Some(program) => program.clone(),
             None => binary(program)?,
         };
-        let mut command = Command::new(program);
+        let mut command = match self.wrappers[who.index()].split_first() {
+            None => Command::new(program),
+            Some((wrapper, arguments)) => {
+                let mut command = Command::new(wrapper);
+                command.args(arguments).arg(program);
+                command
+            }
+        };
         command
             .env_clear()
             .env("PATH", env::var_os("PATH").unwrap_or_default())

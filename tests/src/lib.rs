@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod clock;
 pub mod command;
 pub mod data_plane;
 pub mod dockerd;
@@ -20,11 +21,13 @@ pub mod leftovers;
 pub mod machine;
 pub mod measure;
 pub mod must;
+pub mod observed;
 pub mod openclaw;
 pub mod passed;
 pub mod pool;
 pub mod process;
 pub mod scratch;
 pub mod suite;
+pub mod tenant;
 pub mod trust;
 pub mod witness;

@@ -1,9 +1,15 @@
 //! The real OpenClaw: the Control UI's handshake through the host route, and SSH with the OpenSSH client.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    process::{ExitCode, Output, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use crabshack_tests::{cluster::Cluster, command, image, machine::Machine, must, openclaw, suite};
+use serde_json::Value;
 use tokio::{process::Command, time::timeout};
 
 fn main() -> ExitCode {
@@ -47,28 +53,9 @@ async fn ssh(machine: &Machine) -> anyhow::Result<()> {
         cluster.client.create(&body).await?;
         let ssh = cluster.client.get("/instances/shell/ssh").await?.success()?;
         let run = async |key: &str, remote: &str| {
-            let mut command = Command::new("ssh");
-            command
-                .arg("-i")
-                .arg(keys.path().join(key))
-                .args(["-p", &ssh["port"].to_string(), "-o", "IdentitiesOnly=yes"]);
-            command
-                .arg("-o")
-                .arg(format!("UserKnownHostsFile={}", keys.path().join("hosts").display()));
-            command.args([
-                "-o",
-                "StrictHostKeyChecking=accept-new",
-                "-o",
-                "BatchMode=yes",
-                "-o",
-                "ConnectTimeout=10",
-            ]);
+            let mut command = client("ssh", &keys.path().join(key), "-p", &ssh)?;
             command.arg(format!("agent@{}", must::text(&ssh, "host")?)).arg(remote);
-            Ok::<_, anyhow::Error>(
-                timeout(Duration::from_secs(60), command.kill_on_drop(true).output())
-                    .await
-                    .context("ssh hangs")??,
-            )
+            outcome(&mut command).await
         };
         let output = run("right", "id -u; pwd; echo kept > mine; cat mine").await?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -80,6 +67,8 @@ async fn ssh(machine: &Machine) -> anyhow::Result<()> {
         ensure!(!run("wrong", "true").await?.status.success(), "a wrong key logged in");
         let version = run("right", "openclaw --version").await?;
         ensure!(version.status.success(), "{}", String::from_utf8_lossy(&version.stderr));
+        terminal(&keys.path().join("right"), &ssh).await?;
+        files(&keys.path().join("right"), &ssh).await?;
         // The host key stays over a restart: a changed one would be refused by this client.
         cluster.client.act("shell", "restart").await?;
         must::become_true("SSH is back", must::PATIENCE, async || {
@@ -95,4 +84,62 @@ async fn ssh(machine: &Machine) -> anyhow::Result<()> {
         Ok(())
     })
     .await
+}
+
+/// A login with a terminal.
+async fn terminal(key: &Path, ssh: &Value) -> anyhow::Result<()> {
+    let mut command = client("ssh", key, "-p", ssh)?;
+    command.arg("-tt").arg(format!("agent@{}", must::text(ssh, "host")?)).arg("tty; stty size");
+    let output = ended(&mut command).await?;
+    ensure!(output.contains("/dev/pts/"), "no terminal: {output}");
+    Ok(())
+}
+
+/// Files there and back.
+async fn files(key: &Path, ssh: &Value) -> anyhow::Result<()> {
+    let folder = key.parent().context("a key without a folder")?;
+    let (sent, received) = (folder.join("sent"), folder.join("received"));
+    fs::write(&sent, vec![7; 3 << 20])?;
+    let batch = folder.join("batch");
+    let lines = format!(
+        "put {} carried\nrename carried moved\nget moved {}\nrm moved\n",
+        sent.display(),
+        received.display()
+    );
+    fs::write(&batch, lines)?;
+    let mut command = client("sftp", key, "-P", ssh)?;
+    command.arg("-b").arg(&batch).arg(format!("agent@{}", must::text(ssh, "host")?));
+    ended(&mut command).await?;
+    ensure!(fs::read(&received)? == fs::read(&sent)?, "the file came back as another");
+    Ok(())
+}
+
+/// `ssh` or `sftp`, whose letters for the port differ.
+fn client(program: &str, key: &Path, port: &str, ssh: &Value) -> anyhow::Result<Command> {
+    let hosts = key.parent().context("a key without a folder")?.join("hosts");
+    let mut command = Command::new(program);
+    command.arg("-i").arg(key).args([port, &ssh["port"].to_string()]);
+    command.arg("-o").arg(format!("UserKnownHostsFile={}", hosts.display()));
+    for option in [
+        "IdentitiesOnly=yes",
+        "StrictHostKeyChecking=accept-new",
+        "BatchMode=yes",
+        "ConnectTimeout=10",
+    ] {
+        command.args(["-o", option]);
+    }
+    Ok(command)
+}
+
+/// What a client printed, which must have done what it should.
+async fn ended(command: &mut Command) -> anyhow::Result<String> {
+    let output = outcome(command).await?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {said}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+async fn outcome(command: &mut Command) -> anyhow::Result<Output> {
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    Ok(timeout(Duration::from_secs(60), output).await.context("the client hangs")??)
 }

@@ -1,6 +1,6 @@
 //! What somebody breaks on a node by hand is put right where it is ours, and explained where it is not.
 
-use std::{process::ExitCode, process::Stdio, time::Duration};
+use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context as _, ensure};
 use bollard::models::{ContainerUpdateBody, NetworkConnectRequest, NetworkCreateRequest, RestartPolicy, RestartPolicyNameEnum};
@@ -10,12 +10,10 @@ use crabshack_tests::{
     command, engine,
     machine::Machine,
     must::{PATIENCE, become_true, eventually, text},
+    observed::{CHECK_UP, check_up},
     suite,
 };
 use serde_json::Value;
-
-/// A check-up of a small node, even on a busy machine.
-const CHECK_UP: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     suite::run(|suite| {
@@ -25,20 +23,6 @@ fn main() -> ExitCode {
         suite.test("foreign_things__should_be_explained_and_left_alone", foreign);
         suite.test("dead_node_agent__should_be_said_by_the_subcommand", from_outside);
     })
-}
-
-/// What the doctor says now.
-async fn check_up() -> anyhow::Result<Vec<Value>> {
-    let http = reqwest::Client::builder().no_proxy().timeout(CHECK_UP).build()?;
-    let answer = http.get(format!("{AGENT_HEALTH}/doctor")).send().await?;
-    let checkup: Value = serde_json::from_str(&answer.error_for_status()?.text().await?)?;
-    let findings = checkup["findings"].as_array().context("no array `findings`")?;
-    let subjects = checkup["subjects"].as_array().context("no array `subjects`")?;
-    ensure!(
-        findings.iter().all(|finding| subjects.contains(&finding["subject"])),
-        "a finding about something that was not looked at: {checkup}"
-    );
-    Ok(findings.clone())
 }
 
 /// Waits until one finding about this says these words, repaired or not.

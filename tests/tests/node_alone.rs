@@ -14,10 +14,10 @@ use crabshack_tests::{
     cluster::{AGENT_HEALTH, Cluster, Who},
     command, engine,
     machine::Machine,
-    must::{PATIENCE, become_true, eventually, stay_true, text},
+    must::{PATIENCE, become_true, eventually, stay_true},
+    observed::{create, leased, ready, told, up_since},
     suite,
 };
-use serde_json::{Value, json};
 
 /// The shortest lease that the coordinator gives, in seconds.
 const LEASE: u64 = 15;
@@ -35,44 +35,6 @@ fn main() -> ExitCode {
         suite.test("docker_away__should_end_nothing_and_lose_nothing", docker_away);
         suite.test("reboot__should_bring_back_what_may_run_without_the_coordinator", reboot);
     })
-}
-
-/// An instance's container: its start, or none while it is down.
-async fn up_since(machine: &Machine, id: &str) -> anyhow::Result<Option<String>> {
-    let container = engine::container(machine.dockerd.engine(), id).await?;
-    let up = engine::is_running(&container);
-    Ok(engine::started_at(&container).filter(|_| up))
-}
-
-async fn create(cluster: &Cluster<'_>, body: &Value) -> anyhow::Result<String> {
-    cluster.client.create(body).await?;
-    let instance = cluster.client.instance(text(body, "name")?).await?;
-    Ok(text(&instance, "instance_id")?.to_owned())
-}
-
-fn leased(name: &str, seconds: u64) -> Value {
-    let mut body = stub(name);
-    body["on_disconnect"] = json!({"action": "stop_after", "seconds": seconds});
-    body
-}
-
-/// What its node told of an instance, oldest first, as (time, phase, reason).
-async fn told(cluster: &Cluster<'_>, name: &str) -> anyhow::Result<Vec<(String, String, String)>> {
-    let list = cluster.client.get(&format!("/instances/{name}/events")).await?.success()?;
-    let events = list["events"].as_array().context("no array `events`")?;
-    let of_node = events.iter().filter(|event| event["origin"] == "node");
-    let word = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
-    Ok(of_node
-        .map(|event| (word(event, "at"), word(event, "phase"), word(event, "reason")))
-        .collect())
-}
-
-async fn ready(cluster: &Cluster<'_>, name: &str) -> anyhow::Result<()> {
-    become_true(&format!("{name} answers"), PATIENCE, async || {
-        let answer = cluster.client.get(&format!("/gateway/{name}/healthz")).await?;
-        Ok(answer.status.is_success())
-    })
-    .await
 }
 
 async fn coordinator_returns(cluster: &mut Cluster<'_>) -> anyhow::Result<()> {

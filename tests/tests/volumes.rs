@@ -11,7 +11,7 @@ use crabshack_tests::{
     machine::Machine,
     measure::quota,
     must::{PATIENCE, become_true, eventually, text},
-    pool, suite,
+    pool, suite, tenant,
 };
 use serde_json::Value;
 
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         suite.test("node_agent__should_not_start_without_its_pool", missing_pool);
         suite.test("quota__should_stop_one_and_spare_its_neighbour", quota_holds);
         suite.test("limit__should_be_put_right_in_use", limit_is_put_right);
+        suite.test("instance__should_make_no_subvolume_and_may_share_blocks", filtered);
         suite.test("nested_subvolume__should_not_escape_the_quota", nested_is_counted);
         suite.test(
             "purge__should_leave_nothing_of_nested_and_read_only_subvolumes",
@@ -150,6 +151,41 @@ async fn counted(cluster: &Cluster<'_>, name: &str, subvolumes: usize) -> anyhow
     become_true("all subvolumes are counted", PATIENCE, async || {
         let groups = pool::groups(cluster)?;
         Ok(groups.iter().filter(|group| group.above == [own.as_str()]).count() == subvolumes)
+    })
+    .await
+}
+
+async fn filtered(machine: &Machine) -> anyhow::Result<()> {
+    pool::with(machine, "1g", async |cluster| {
+        cluster.client.create(&sized("maker", "300m")).await?;
+        let id = text(&cluster.client.instance("maker").await?, "instance_id")?.to_owned();
+        let home = pool::folder(cluster, "maker").await?.join("home");
+        tenant::bring(&home, &["btrfs", "cp"])?;
+        // One that is there although nobody inside can have made it.
+        pool::as_tenant(&home, &["subvolume", "create", "older"]).await?;
+        let before = pool::groups(cluster)?.len();
+        for refused in [
+            &["subvolume", "create", "mine"][..],
+            &["subvolume", "snapshot", ".", "copy"],
+            &["subvolume", "snapshot", "-r", "older", "copy"],
+            &["subvolume", "delete", "older"],
+        ] {
+            let said = tenant::run(cluster, &id, &[&["btrfs"], refused].concat()).await?;
+            ensure!(
+                said.code != 0 && said.text.contains("Operation not permitted"),
+                "{refused:?}: {said:?}"
+            );
+        }
+        ensure!(!home.join("mine").exists() && !home.join("copy").exists(), "it made one");
+        ensure!(pool::groups(cluster)?.len() == before, "{:?}", pool::groups(cluster)?);
+        let answer = quota::write(cluster, "maker", "data", 100).await?;
+        ensure!(answer["written"] == 100, "{answer}");
+        for number in 0..4 {
+            let copy = format!("data-{number}");
+            let said = tenant::run(cluster, &id, &["cp", "--reflink=always", "data", &copy]).await?;
+            ensure!(said.code == 0, "{said:?}");
+        }
+        Ok(())
     })
     .await
 }

@@ -12,6 +12,9 @@ POOL_PACKAGES=(btrfs:btrfs-progs)
 # What verifies units, also where systemd does not run.
 # shellcheck disable=SC2034
 UNIT_PACKAGES=(systemd-analyze:systemd)
+# What lets clocks jump in tests.
+# shellcheck disable=SC2034
+CLOCK_PACKAGES=(faketime:faketime)
 # shellcheck disable=SC2034
 IMAGE_PACKAGES=(debootstrap:debootstrap +debian-archive-keyring npm:npm)
 

@@ -1,7 +1,7 @@
 //! From our spec to Docker's request. Pure. A change here changes no recipe hash: raise
 //! `RECIPE_VERSION` in `recipe.rs` with it.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, iter};
 
 use bollard::models::{
     ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Ipam,
@@ -9,7 +9,7 @@ use bollard::models::{
     PortBinding, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 
-use super::{AppliedLimits, docker_name, labels};
+use super::{AppliedLimits, docker_name, labels, seccomp};
 use crate::{link::Link, recipe::ContainerSpec, volume::AGENT};
 
 /// Option of a bridge network: name of its interface.
@@ -32,6 +32,14 @@ pub(super) struct Options {
     pub(super) io_weight: bool,
     pub(super) swappiness: bool,
     pub(super) open_files: u64,
+    /// The engine cannot filter system calls, and makes no container that is to have a filter.
+    pub(super) unfiltered: bool,
+}
+
+/// What Docker is told of a container's security, one option each.
+pub(super) fn security(unfiltered: bool) -> Vec<String> {
+    let filter = (!unfiltered).then(|| seccomp::option().to_owned());
+    iter::once("no-new-privileges".to_owned()).chain(filter).collect()
 }
 
 /// The network of a link. Masquerading and filtering are our ruleset's, not Docker's.
@@ -124,7 +132,7 @@ fn host(spec: &ContainerSpec, network: &str, options: Options) -> HostConfig {
         privileged: Some(false),
         readonly_rootfs: Some(true),
         cap_drop: Some(vec!["ALL".to_owned()]),
-        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        security_opt: Some(security(options.unfiltered)),
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         runtime: spec.runtime.map(str::to_owned),
@@ -191,6 +199,8 @@ fn map<const N: usize>(pairs: [(&str, String); N]) -> HashMap<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest as _, Sha256};
+
     use super::*;
     use crate::recipe::openclaw_fixture::{link, order, spec};
 
@@ -201,8 +211,15 @@ mod tests {
             io_weight: false,
             swappiness: false,
             open_files: OPEN_FILES,
+            unfiltered: false,
         };
-        let body = container(&spec(&order), order.spec.image.to_string(), options);
+        let mut body = container(&spec(&order), order.spec.image.to_string(), options);
+        for option in body.host_config.iter_mut().flat_map(|host| host.security_opt.iter_mut().flatten()) {
+            if let Some(profile) = option.strip_prefix("seccomp=") {
+                let digest: String = Sha256::digest(profile).iter().map(|byte| format!("{byte:02x}")).collect();
+                *option = format!("seccomp with SHA-256 {digest}");
+            }
+        }
         let made = serde_json::json!({ "container": body, "network": network(&link(order.id)) });
         let written: serde_json::Value = serde_json::from_str(include_str!("expected.json")).unwrap();
         assert_eq!(made, written, "changed: raise RECIPE_VERSION; made:\n{made:#}");

@@ -33,6 +33,8 @@ pub(crate) struct DockerFacts {
     pub(crate) root: Option<std::path::PathBuf>,
     /// Instances can be given less of a disk than the node's own processes.
     pub(crate) io_weight: bool,
+    /// It cannot filter system calls.
+    pub(crate) unfiltered: bool,
     /// What it can bound.
     pub(crate) bounds: Bounds,
 }
@@ -43,8 +45,15 @@ impl DockerFacts {
         let text = "this kernel gives disks no weights, so a busy instance can slow down the disks of its neighbours";
         self.unbounded()
             .into_iter()
+            .chain(self.unfiltered())
             .chain((!self.io_weight).then(|| text.to_owned()))
             .collect()
+    }
+
+    /// That no system call of an instance is refused; none: they are filtered.
+    pub(crate) fn unfiltered(&self) -> Option<String> {
+        let text = "Docker does not filter the system calls of instances here: use a kernel and a Docker with seccomp";
+        self.unfiltered.then(|| text.to_owned())
     }
 
     /// What of an instance's use has no limit; none: everything has one.
@@ -81,9 +90,11 @@ impl Docker {
             cpu: info.cpu_cfs_period.unwrap_or(true) && info.cpu_cfs_quota.unwrap_or(true),
             pids: info.pids_limit.unwrap_or(true),
         };
+        let unfiltered = !has(&security, "seccomp");
         *self.abilities.lock().unwrap_or_else(PoisonError::into_inner) = Abilities {
             io_weight,
             swappiness: cgroup_version == Some(1),
+            unfiltered,
             bounds,
         };
         let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
@@ -95,6 +106,7 @@ impl Docker {
             storage_driver: info.driver.unwrap_or_default(),
             cgroup_version,
             io_weight,
+            unfiltered,
             bounds,
             podman: version
                 .components

@@ -20,6 +20,8 @@ pub(super) struct Expected<'a> {
     pub(super) spec: &'a ContainerSpec,
     /// The ordered limits, as far as this Docker can bound them.
     pub(super) limits: AppliedLimits,
+    /// How Docker is told today to hold a container.
+    pub(super) security: &'a [String],
     /// Everything of the instance on the node's disk.
     pub(super) folder: &'a Path,
 }
@@ -50,6 +52,7 @@ pub(super) const PORTS: &str = "published ports";
 /// Everything about a running container that is not as it should be.
 pub(super) fn compare(expected: &Expected<'_>, found: &Hardening) -> Vec<Drift> {
     let mut drifts = flags(found);
+    drifts.extend(filter(expected, found));
     drifts.extend(limits(expected, found));
     drifts.extend(networks(expected, found));
     drifts.extend(found.mounts.iter().filter_map(|mount| foreign(expected, mount)));
@@ -83,7 +86,7 @@ fn flags(found: &Hardening) -> Vec<Drift> {
             "its processes may gain privileges".to_owned(),
         ),
         (
-            !found.security_options.iter().any(|option| option.ends_with("unconfined")),
+            !found.security_options.iter().any(|option| is_unconfined(option)),
             "its system calls are not filtered".to_owned(),
         ),
         (
@@ -106,6 +109,22 @@ fn flags(found: &Hardening) -> Vec<Drift> {
         });
     }
     drifts
+}
+
+/// The filter of today belongs to the recipe of today; one of an earlier recipe had that of its day.
+fn filter(expected: &Expected<'_>, found: &Hardening) -> Option<Drift> {
+    let differs = found.recipe == expected.spec.recipe
+        && !found.security_options.iter().any(|option| is_unconfined(option))
+        && filters(&found.security_options).ne(filters(expected.security));
+    differs.then(|| restart(FLAGS, "its system calls are filtered otherwise than they should be"))
+}
+
+fn filters(options: &[String]) -> impl Iterator<Item = &String> {
+    options.iter().filter(|option| option.starts_with("seccomp"))
+}
+
+fn is_unconfined(option: &str) -> bool {
+    option.ends_with("unconfined")
 }
 
 fn is_no_new_privileges(option: &str) -> bool {

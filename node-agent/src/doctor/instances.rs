@@ -107,10 +107,12 @@ impl Doctor {
         };
         let folder = self.node.folder(entry);
         let spec = (recipe.container)(&self.node.recipe_input(entry, &folder));
+        let security = self.node.docker.security_options();
         let expected = Expected {
             instance: entry.order.id,
             spec: &spec,
             limits: self.node.docker.applied(&(recipe.limits)(&entry.order.spec.resources)),
+            security: &security,
             folder: &folder.root,
         };
         Ok(container::compare(&expected, &found))

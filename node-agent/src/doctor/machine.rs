@@ -38,9 +38,8 @@ pub(super) fn docker(facts: &DockerFacts) -> Vec<Finding> {
                 .to_owned(),
         ));
     }
-    if let Some(text) = facts.unbounded() {
-        findings.push(found(KERNEL, None, text));
-    }
+    let missing = facts.unbounded().into_iter().chain(facts.unfiltered());
+    findings.extend(missing.map(|text| found(KERNEL, None, text)));
     findings
 }
 

@@ -3,6 +3,10 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::recipe::openclaw_fixture::{order, spec};
 
+fn security() -> Vec<String> {
+    ["no-new-privileges", "seccomp={}"].map(str::to_owned).into()
+}
+
 /// A container that is held as the fixture's order says.
 fn held(spec: &ContainerSpec) -> Hardening {
     let ports: BTreeSet<PortFound> = spec
@@ -19,7 +23,7 @@ fn held(spec: &ContainerSpec) -> Hardening {
         user: "1000:1000".to_owned(),
         read_only_root: true,
         capabilities_dropped: vec!["ALL".to_owned()],
-        security_options: vec!["no-new-privileges".to_owned()],
+        security_options: security(),
         limits: AppliedLimits::of(&spec.limits),
         networks: BTreeSet::from([docker_name(spec.instance)]),
         mounts: spec
@@ -46,6 +50,7 @@ fn drifts(change: impl FnOnce(&mut Hardening)) -> Vec<(&'static str, Cure)> {
         instance: spec.instance,
         spec: &spec,
         limits: AppliedLimits::of(&spec.limits),
+        security: &security(),
         folder: &folder,
     };
     let mut found = held(&spec);
@@ -63,12 +68,14 @@ fn container__should_be_in_order_as_the_recipe_makes_it() {
 
 #[test]
 fn container__should_not_be_held_more_loosely_by_anybody() {
-    let loosened: [fn(&mut Hardening); 9] = [
+    let loosened: [fn(&mut Hardening); 11] = [
         |found| found.privileged = true,
         |found| found.read_only_root = false,
         |found| found.capabilities_dropped.clear(),
         |found| found.capabilities_added.push("NET_ADMIN".to_owned()),
-        |found| found.security_options.clear(),
+        |found| found.security_options.retain(|option| option != "no-new-privileges"),
+        |found| found.security_options.truncate(1),
+        |found| found.security_options[1].push(' '),
         |found| found.security_options.push("seccomp=unconfined".to_owned()),
         |found| found.shared_namespaces.push("pid host".to_owned()),
         |found| found.devices = 1,
@@ -108,6 +115,9 @@ fn container__should_see_only_its_own_folders_and_ports() {
         found.ports.insert(extra);
     };
     assert_eq!(drifts(publish), [(PORTS, Cure::Restart)]);
-    let earlier = |found: &mut Hardening| found.recipe = "earlier".to_owned();
+    let earlier = |found: &mut Hardening| {
+        found.recipe = "earlier".to_owned();
+        found.security_options.truncate(1);
+    };
     assert_eq!(drifts(earlier), []);
 }
