@@ -223,6 +223,17 @@ impl Client {
         Events::open(self.posting(path, body).send().await?).await
     }
 
+    /// `PATCH` of an instance; the path may carry a query.
+    pub async fn patch(&self, path: &str, body: &Value) -> anyhow::Result<Answer> {
+        Answer::read(self.request(Method::PATCH, path).body(body.to_string()).send().await?).await
+    }
+
+    /// Asks a deleted instance back, to the end, which must be `ready`.
+    pub async fn undelete(&self, id: &str) -> anyhow::Result<Vec<Event>> {
+        let mut events = self.events(&format!("/instances/{id}/undelete"), &Value::Null).await?;
+        expect_end(events.rest().await?, "ready").with_context(|| format!("return of {id}"))
+    }
+
     /// Creates an instance and reads its events to the end, which must be `ready`.
     pub async fn create(&self, body: &Value) -> anyhow::Result<Vec<Event>> {
         expect_end(self.events("/instances", body).await?.rest().await?, "ready")
@@ -297,6 +308,13 @@ pub fn stub(name: &str) -> Value {
         "ssh_pubkey": null,
         "extra_env": {},
     })
+}
+
+/// A stub whose disk may hold so much.
+pub fn sized(name: &str, size: &str) -> Value {
+    let mut body = stub(name);
+    body["storage_size"] = size.into();
+    body
 }
 
 /// A valid creation with more environment, which is how the stub gets its orders.

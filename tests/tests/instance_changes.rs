@@ -35,8 +35,7 @@ fn main() -> ExitCode {
 }
 
 async fn patch(client: &Client, path: &str, body: &Value) -> anyhow::Result<Value> {
-    let request = client.request(Method::PATCH, path).body(body.to_string());
-    Answer::read(request.send().await?).await?.success()
+    client.patch(path, body).await?.success()
 }
 
 async fn live(machine: &Machine) -> anyhow::Result<()> {

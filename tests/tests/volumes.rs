@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use crabshack_tests::{
-    client::stub,
+    client::sized,
     cluster::{Cluster, Who},
     command, leftovers,
     machine::Machine,
@@ -14,10 +14,6 @@ use crabshack_tests::{
     pool, suite, tenant,
 };
 use serde_json::Value;
-
-/// Hostile trees in all, and per instance.
-const TREES: u64 = 1000;
-const TREES_AT_ONCE: u64 = 125;
 
 fn main() -> ExitCode {
     suite::run(|suite| {
@@ -33,18 +29,7 @@ fn main() -> ExitCode {
         );
         suite.test("volume__should_be_completed_after_a_kill", kills);
         suite.test("plain_home__should_keep_working_on_a_pool", plain_home);
-        suite.test("hostile_tree__should_change_nothing_outside_on_a_pool", hostile_on_pool);
-        suite.test(
-            "hostile_tree__should_change_nothing_outside_in_plain_folders",
-            hostile_in_plain_folders,
-        );
     })
-}
-
-fn sized(name: &str, size: &str) -> Value {
-    let mut body = stub(name);
-    body["storage_size"] = size.into();
-    body
 }
 
 async fn pool_grows(machine: &Machine) -> anyhow::Result<()> {
@@ -381,58 +366,4 @@ async fn plain_home(machine: &Machine) -> anyhow::Result<()> {
         nothing_is_left(cluster).await
     })
     .await
-}
-
-async fn hostile_on_pool(machine: &Machine) -> anyhow::Result<()> {
-    pool::with(machine, "2g", async |cluster| hostile(cluster, 0).await).await
-}
-
-async fn hostile_in_plain_folders(machine: &Machine) -> anyhow::Result<()> {
-    Cluster::with(machine, async |cluster| hostile(cluster, TREES / 2).await).await
-}
-
-/// Half of the trees, from this seed on, through stop, start and purge.
-async fn hostile(cluster: &mut Cluster<'_>, first: u64) -> anyhow::Result<()> {
-    let canary = cluster.machine.folder().join("canary");
-    fs::create_dir_all(canary.join("folder"))?;
-    for name in ["file", "folder/file", "etc", "home"] {
-        fs::write(canary.join(name), "untouched")?;
-    }
-    cluster.client.create(&sized("bystander", "100m")).await?;
-    quota::write(cluster, "bystander", "work", 1).await?;
-    let bystander = pool::folder(cluster, "bystander").await?;
-    fs::write(bystander.join("home/kept"), "kept")?;
-    let watched = || -> anyhow::Result<String> {
-        let listed = |path: &Path| {
-            command::run(&format!(
-                "find {} -not -path */home/.stub* -not -name heartbeat -printf %p_%m_%U_%s_%T@_%l\\n",
-                path.display()
-            ))
-        };
-        Ok(listed(&canary)? + &listed(&bystander)?)
-    };
-    let before = watched()?;
-    for seed in (first..first + TREES / 2).step_by(usize::try_from(TREES_AT_ONCE)?) {
-        let run = async {
-            cluster.client.create(&sized("hostile", "900m")).await?;
-            let url = format!(
-                "/gateway/hostile/hostile?seed={seed}&shapes={TREES_AT_ONCE}&target={}",
-                canary.display()
-            );
-            let made = cluster.client.post(&url, &Value::Null).await?.success()?;
-            ensure!(made["made"] == TREES_AT_ONCE && made["error"].is_null(), "{made}");
-            cluster.client.act("hostile", "restart").await?;
-            cluster.client.act("hostile", "stop").await?;
-            let folder = pool::folder(cluster, "hostile").await?;
-            cluster.client.delete("hostile", true).await?;
-            ensure!(!folder.exists(), "{} is left", folder.display());
-            anyhow::Ok(())
-        };
-        run.await.with_context(|| format!("seed {seed}"))?;
-        let after = watched()?;
-        ensure!(before == after, "seed {seed} changed something outside: {before}\n{after}");
-    }
-    fs::remove_dir_all(&canary)?;
-    cluster.client.delete("bystander", true).await?;
-    Ok(())
 }

@@ -4,13 +4,13 @@
 use std::time::SystemTime;
 
 use crabshack_shared::secret::Secret;
-use http::{HeaderMap, Method, header::AUTHORIZATION, request::Parts, uri::PathAndQuery};
+use http::{Method, request::Parts, uri::PathAndQuery};
 
 use super::{
     cookies, origin,
     ticket::{Scope, TicketKey},
 };
-use crate::app::GatewayTarget;
+use crate::{app::GatewayTarget, auth::bearer};
 
 /// What to do with a visitor.
 #[derive(Debug, PartialEq, Eq)]
@@ -90,12 +90,6 @@ pub(super) fn decide(
             had_token: shown.is_some(),
         },
     }
-}
-
-/// The credential of `Authorization: Bearer`, the scheme in any case.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, credential) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| credential.trim())
 }
 
 /// The first `token` parameter. Tokens are hex digits, so nobody has a reason to encode one.
