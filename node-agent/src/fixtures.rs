@@ -1,9 +1,9 @@
-//! Orders for unit tests.
+//! Orders and reports for unit tests.
 
 use std::collections::BTreeMap;
 
 use crabshack_shared::{
-    agent_api::v1::{Desired, InstanceOrder, InstanceSecrets, InstanceSpec},
+    agent_api::v1::{Desired, InstanceOrder, InstanceReport, InstanceSecrets, InstanceSpec, Phase},
     generation::Generation,
     ids::InstanceId,
     instance::{InstanceName, ServiceType},
@@ -39,5 +39,23 @@ pub(crate) fn order(desired: Desired, counter: u64) -> InstanceOrder {
             nearai_api_key: Secret::random(),
             extra_env: BTreeMap::from([("EXTRA".to_owned(), Secret::random())]),
         },
+    }
+}
+
+/// A report that says no more than a phase.
+pub(crate) fn report(id: InstanceId, phase: Phase) -> InstanceReport {
+    InstanceReport {
+        id,
+        generation: None,
+        phase,
+        reason: None,
+        image_digest: None,
+        address: None,
+        ssh_fingerprint: None,
+        disk_used: None,
+        disk_limit: None,
+        pending_change: false,
+        last_exit: None,
+        ssh_port: None,
     }
 }

@@ -7,8 +7,8 @@
 //! touches the host's network, and nothing outlives the suite, even when it is killed.
 
 pub mod client;
-pub mod cluster;
 pub mod clock;
+pub mod cluster;
 pub mod command;
 pub mod data_plane;
 pub mod dockerd;
@@ -18,6 +18,7 @@ pub mod image;
 pub mod internet;
 pub mod isolation;
 pub mod leftovers;
+pub mod looks;
 pub mod machine;
 pub mod measure;
 pub mod must;

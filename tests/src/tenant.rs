@@ -36,7 +36,10 @@ pub fn bring(home: &Path, programs: &[&str]) -> anyhow::Result<()> {
     for name in programs {
         let program = must::program(&[name]).with_context(|| format!("`{name}` is not installed"))?;
         let linked = command::run(&format!("ldd {}", program.display()))?;
-        let libraries = linked.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from);
+        let libraries = linked
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'))
+            .map(PathBuf::from);
         for file in libraries.chain([program]) {
             let copy = folder.join(file.file_name().context("a program without a name")?);
             fs::copy(&file, &copy)?;

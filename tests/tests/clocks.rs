@@ -34,7 +34,12 @@ fn main() -> ExitCode {
 async fn die(cluster: &Cluster<'_>, id: &str) -> anyhow::Result<()> {
     let since = up_since(cluster.machine, id).await?;
     ensure!(since.is_some(), "it is down");
-    cluster.machine.dockerd.engine().kill_container(&format!("cs-{id}"), None).await?;
+    cluster
+        .machine
+        .dockerd
+        .engine()
+        .kill_container(&format!("cs-{id}"), None)
+        .await?;
     become_true("the node starts it again by itself", PATIENCE, async || {
         let now = up_since(cluster.machine, id).await?;
         Ok(now.is_some() && now != since)
@@ -44,11 +49,15 @@ async fn die(cluster: &Cluster<'_>, id: &str) -> anyhow::Result<()> {
 
 /// Waits until the events of an instance have gone on to `ready` after what was known, which stays.
 async fn told_more(cluster: &Cluster<'_>, name: &str, before: &[Told], reason: &str) -> anyhow::Result<Vec<Told>> {
-    let after = eventually(&format!("{name} tells `{reason}` and that it is ready"), PATIENCE, async || {
-        let events = told(cluster, name).await?;
-        let mut new = events.iter().skip(before.len()).skip_while(|(.., why)| !why.contains(reason));
-        Ok(new.any(|(_, phase, _)| phase == "ready").then_some(events))
-    })
+    let after = eventually(
+        &format!("{name} tells `{reason}` and that it is ready"),
+        PATIENCE,
+        async || {
+            let events = told(cluster, name).await?;
+            let mut new = events.iter().skip(before.len()).skip_while(|(.., why)| !why.contains(reason));
+            Ok(new.any(|(_, phase, _)| phase == "ready").then_some(events))
+        },
+    )
     .await?;
     ensure!(after.starts_with(before), "what was known has changed: {before:?} {after:?}");
     Ok(after)
@@ -75,7 +84,8 @@ async fn set_back(machine: &Machine) -> anyhow::Result<()> {
             clock.set(-HOUR)?;
             eventually("the doctor tells that the clock was set back", PATIENCE, async || {
                 let findings = check_up().await?;
-                let told = |finding: &&Value| finding["subject"] == "clock" && finding["text"].to_string().contains("set back by 3");
+                let told =
+                    |finding: &&Value| finding["subject"] == "clock" && finding["text"].to_string().contains("set back by 3");
                 Ok(findings.iter().any(|finding| told(&finding)).then_some(()))
             })
             .await?;
@@ -97,7 +107,10 @@ async fn set_back(machine: &Machine) -> anyhow::Result<()> {
             die(cluster, &kept).await?;
             let after = told_more(cluster, "kept", &before, "137").await?;
             let earlier = |told: &[Told]| told.last().map(|(at, ..)| at.clone());
-            ensure!(earlier(&after) < earlier(&before), "the clock went back for nobody: {after:?}");
+            ensure!(
+                earlier(&after) < earlier(&before),
+                "the clock went back for nobody: {after:?}"
+            );
             // Both processes start at this time too.
             cluster.crash_and_restart(Who::NodeAgent).await?;
             cluster.crash_and_restart(Who::Coordinator).await?;
@@ -173,7 +186,11 @@ async fn week_away(machine: &Machine) -> anyhow::Result<()> {
             for events in [&after, &events] {
                 ensure!(events.is_sorted_by_key(|(at, ..)| at.clone()), "out of order: {events:?}");
             }
-            let ended = after.iter().skip(before.len()).filter(|(.., why)| why.contains("137")).count();
+            let ended = after
+                .iter()
+                .skip(before.len())
+                .filter(|(.., why)| why.contains("137"))
+                .count();
             ensure!(ended == 2, "{after:?}");
             for name in ["kept", "leased"] {
                 ready(cluster, name).await?;

@@ -89,7 +89,10 @@ async fn ssh(machine: &Machine) -> anyhow::Result<()> {
 /// A login with a terminal.
 async fn terminal(key: &Path, ssh: &Value) -> anyhow::Result<()> {
     let mut command = client("ssh", key, "-p", ssh)?;
-    command.arg("-tt").arg(format!("agent@{}", must::text(ssh, "host")?)).arg("tty; stty size");
+    command
+        .arg("-tt")
+        .arg(format!("agent@{}", must::text(ssh, "host")?))
+        .arg("tty; stty size");
     let output = ended(&mut command).await?;
     ensure!(output.contains("/dev/pts/"), "no terminal: {output}");
     Ok(())
@@ -108,7 +111,10 @@ async fn files(key: &Path, ssh: &Value) -> anyhow::Result<()> {
     );
     fs::write(&batch, lines)?;
     let mut command = client("sftp", key, "-P", ssh)?;
-    command.arg("-b").arg(&batch).arg(format!("agent@{}", must::text(ssh, "host")?));
+    command
+        .arg("-b")
+        .arg(&batch)
+        .arg(format!("agent@{}", must::text(ssh, "host")?));
     ended(&mut command).await?;
     ensure!(fs::read(&received)? == fs::read(&sent)?, "the file came back as another");
     Ok(())

@@ -85,7 +85,10 @@ async fn life(cluster: &mut Cluster<'_>, seed: u64, canary: &Path) -> anyhow::Re
     cluster.crash_and_restart(Who::NodeAgent).await?;
     client.act("hostile", "stop").await?;
     // At rest.
-    client.patch("/instances/hostile", &json!({"storage_size": "900m"})).await?.success()?;
+    client
+        .patch("/instances/hostile", &json!({"storage_size": "900m"}))
+        .await?
+        .success()?;
     ensure!(trees()? == before, "the trees have changed by the stop");
     client.delete("hostile", false).await?;
     client.undelete(&id).await?;
@@ -105,8 +108,13 @@ fn listed(folder: &Path) -> anyhow::Result<String> {
 
 /// A digest of the same for all trees in a home: their names are no text, and there are many.
 fn trees(home: &Path) -> anyhow::Result<String> {
-    let listing = format!("find {}/tree-* -printf '%P %y %m %U %s %T@ %l\\0' | sort -z | sha256sum", home.display());
-    let output = std::process::Command::new("bash").args(["-o", "pipefail", "-c", &listing]).output()?;
+    let listing = format!(
+        "find {}/tree-* -printf '%P %y %m %U %s %T@ %l\\0' | sort -z | sha256sum",
+        home.display()
+    );
+    let output = std::process::Command::new("bash")
+        .args(["-o", "pipefail", "-c", &listing])
+        .output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{said}");
     Ok(String::from_utf8(output.stdout)?)

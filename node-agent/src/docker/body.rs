@@ -214,7 +214,11 @@ mod tests {
             unfiltered: false,
         };
         let mut body = container(&spec(&order), order.spec.image.to_string(), options);
-        for option in body.host_config.iter_mut().flat_map(|host| host.security_opt.iter_mut().flatten()) {
+        for option in body
+            .host_config
+            .iter_mut()
+            .flat_map(|host| host.security_opt.iter_mut().flatten())
+        {
             if let Some(profile) = option.strip_prefix("seccomp=") {
                 let digest: String = Sha256::digest(profile).iter().map(|byte| format!("{byte:02x}")).collect();
                 *option = format!("seccomp with SHA-256 {digest}");

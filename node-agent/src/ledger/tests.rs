@@ -1,8 +1,8 @@
-use crabshack_shared::agent_api::v1::{InstanceReport, Phase};
+use crabshack_shared::agent_api::v1::Phase;
 use redb::{ReadableDatabase as _, TableDefinition};
 
 use super::*;
-use crate::fixtures::order;
+use crate::fixtures::{order, report};
 
 fn ledger(folder: &Path) -> Ledger {
     let key = SealKey::load_or_create(&folder.join("seal.key"), &folder.join("ledger.redb")).unwrap();
@@ -182,23 +182,6 @@ fn ledger__should_refuse_a_newer_version_and_leave_it_as_it_is() {
     };
     assert!(error.to_string().contains("install the newer node agent"), "{error}");
     assert_eq!(version(folder.path()), SCHEMA + 1);
-}
-
-fn report(id: InstanceId, phase: Phase) -> InstanceReport {
-    InstanceReport {
-        id,
-        generation: None,
-        phase,
-        reason: None,
-        image_digest: None,
-        address: None,
-        ssh_fingerprint: None,
-        disk_used: None,
-        disk_limit: None,
-        pending_change: false,
-        last_exit: None,
-        ssh_port: None,
-    }
 }
 
 #[test]

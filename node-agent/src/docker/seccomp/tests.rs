@@ -112,7 +112,13 @@ fn filter__should_refuse_what_docker_refuses() {
 fn filter__should_let_nobody_make_subvolumes_and_everybody_share_blocks() {
     // Subvolume and snapshot made (each in two versions), destroyed (two), and flags of one.
     for command in [
-        0x5000_940e, 0x5000_9418, 0x5000_9401, 0x5000_9417, 0x5000_940f, 0x5000_943f, 0x4008_941a,
+        0x5000_940e,
+        0x5000_9418,
+        0x5000_9401,
+        0x5000_9417,
+        0x5000_940f,
+        0x5000_943f,
+        0x4008_941a,
     ] {
         assert_eq!(answer("ioctl", [3, command]), Err(1), "{command:x}");
         let extended = command | 0xffff_ffff_0000_0000;

@@ -1,19 +1,10 @@
 use super::*;
+use crate::fixtures;
 
 fn report(id: InstanceId, phase: Phase, reason: Option<&str>) -> InstanceReport {
     InstanceReport {
-        id,
-        generation: None,
-        phase,
         reason: reason.map(str::to_owned),
-        image_digest: None,
-        address: None,
-        ssh_fingerprint: None,
-        disk_used: None,
-        disk_limit: None,
-        pending_change: false,
-        last_exit: None,
-        ssh_port: None,
+        ..fixtures::report(id, phase)
     }
 }
 
