@@ -223,7 +223,7 @@ pub(crate) enum ContainerState {
     },
     /// On its way out.
     Removing,
-    /// Docker failed to remove it.
+    /// Docker failed to remove it, or can never start it again.
     Dead,
 }
 

@@ -161,6 +161,7 @@ impl Reconciler {
     /// Wakes the reconciler when Docker reports something of ours.
     async fn listen(self: Arc<Self>) {
         loop {
+            let began = Instant::now();
             let mut events = std::pin::pin!(self.node.docker.events());
             while let Some(Ok(happening)) = events.next().await {
                 self.node.docker.forget(|id| id == happening.instance);
@@ -172,6 +173,10 @@ impl Reconciler {
             // Docker is away or restarts: whatever happened meanwhile is seen by a pass.
             tokio::time::sleep(WHEN_BLIND).await;
             self.node.docker.forget(|_| true);
+            // One that refuses is not one that was there until now.
+            if began.elapsed() > 2 * WHEN_BLIND {
+                self.progress.try_again();
+            }
             self.wake.notify_one();
         }
     }

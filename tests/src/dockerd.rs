@@ -77,6 +77,12 @@ impl Dockerd {
         Ok(())
     }
 
+    /// What a service manager does when a person asks for a restart; containers live on.
+    pub async fn restart(&self) -> anyhow::Result<()> {
+        self.process.lock().await.stop(START_PATIENCE).await?;
+        self.start_again().await
+    }
+
     /// Whether it was started and has not ended.
     pub async fn is_up(&self) -> anyhow::Result<bool> {
         Ok(self.process.lock().await.ended()?.is_none())
@@ -108,6 +114,13 @@ impl Dockerd {
         }
         Ok(())
     }
+}
+
+/// How many ports are published just now: each has a helper process.
+pub fn published_ports() -> usize {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let names = entries.map(|entry| fs::read_to_string(entry.path().join("comm")).unwrap_or_default());
+    names.filter(|name| name.trim_end() == "docker-proxy").count()
 }
 
 /// Processes of its containers, and those of its own, which all name its folder.

@@ -12,17 +12,20 @@ use bollard::{
 use crabshack_tests::{
     client::{stub, stub_with},
     cluster::{Cluster, Who},
-    data_plane, engine,
+    data_plane, dockerd, engine,
     machine::Machine,
     must::{PATIENCE, become_true, eventually, stay_true, text},
     suite,
 };
 use futures_util::TryStreamExt as _;
+use reqwest::Method;
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 
 /// The recipe's grace for stops.
 const GRACE: Duration = Duration::from_secs(30);
+/// After a port was published dockerd writes that down; the process of the container comes later.
+const UNTIL_RESERVED: Duration = Duration::from_millis(10);
 
 fn main() -> ExitCode {
     suite::run(|suite| {
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         suite.test("followed_log__should_go_on_over_a_restart", log_is_followed);
         suite.test("stats__should_tell_use_also_when_stopped", stats);
         suite.test("container__should_keep_its_neighbours_quiet", quiet);
+        suite.test("start_that_dockerd_died_in__should_come_true_or_say_what_helps", cut_short);
     })
 }
 
@@ -307,6 +311,48 @@ async fn quiet(machine: &Machine) -> anyhow::Result<()> {
             !log.contains("UpdateLimits"),
             "the engine keeps other limits than it was given: {host:?}"
         );
+        Ok(())
+    })
+    .await
+}
+
+/// dockerd (seen with 20.10) that is killed between reserving an SSH port and starting the container's
+/// process reserves that port again when it is started, finds no container for it and keeps it: no
+/// request frees it, not even the removal of container and network, only another restart.
+async fn cut_short(machine: &Machine) -> anyhow::Result<()> {
+    Cluster::with(machine, async |cluster| {
+        for name in ["unlucky-1", "unlucky-2", "unlucky-3"] {
+            let before = dockerd::published_ports();
+            let creation = cluster.client.request(Method::POST, "/instances");
+            drop(creation.body(stub(name).to_string()).send().await?);
+            let published = async {
+                while dockerd::published_ports() <= before {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, published)
+                .await
+                .context("its port is not published")?;
+            tokio::time::sleep(UNTIL_RESERVED).await;
+            machine.dockerd.kill9().await?;
+            machine.dockerd.start_again().await?;
+            let told = eventually("it is ready, or says why not", PATIENCE, async || {
+                let instance = cluster.client.instance(name).await?;
+                let says = instance["reason"]
+                    .as_str()
+                    .is_some_and(|reason| reason.contains("`systemctl restart docker`"));
+                Ok((says || instance["phase"] == "ready").then_some(instance))
+            })
+            .await?;
+            if told["phase"] != "ready" {
+                ensure!(told["phase"] == "failed" && told["status"] == "error", "{told}");
+                machine.dockerd.restart().await?;
+                ready(cluster, name).await?;
+            }
+            let container = engine::container(machine.dockerd.engine(), text(&told, "instance_id")?).await?;
+            let ports = serde_json::to_string(&container.network_settings.context("no network settings")?.ports)?;
+            ensure!(ports.contains(&told["ssh_port"].to_string()), "{told}: {ports}");
+        }
         Ok(())
     })
     .await

@@ -5,15 +5,15 @@ use std::time::Duration;
 use bollard::{
     models::{ContainerInspectResponse, ContainerStateStatusEnum},
     query_parameters::{
-        CreateContainerOptionsBuilder, InspectContainerOptions, RemoveContainerOptionsBuilder, StartContainerOptions,
-        StopContainerOptionsBuilder,
+        CreateContainerOptionsBuilder, InspectContainerOptions, ListContainersOptions, RemoveContainerOptionsBuilder,
+        StartContainerOptions, StopContainerOptionsBuilder,
     },
 };
 use crabshack_shared::ids::InstanceId;
 
 use super::{
     Docker, DockerError, NORMAL, body, container_name,
-    error::{message, status},
+    error::{RESERVED, message, status},
     labels,
 };
 use crate::recipe::{ContainerSpec, Member};
@@ -86,8 +86,25 @@ impl Docker {
             Some(404) if text.starts_with("No such container") => Err(DockerError::NoSuchContainer { instance }),
             Some(404) if text.starts_with("network ") => Err(DockerError::NoSuchNetwork { instance }),
             Some(_) if text.ends_with("Address already in use") => Err(DockerError::AddressInUse { instance, message: text }),
-            _ => Err(DockerError::of("start the container", error)),
+            _ => match DockerError::of("start the container", error) {
+                DockerError::PortTaken { port } if text.ends_with(RESERVED) && !self.is_published(port).await? => {
+                    Err(DockerError::PortLeftOver { port })
+                }
+                error => Err(error),
+            },
         }
+    }
+
+    /// Whether a running container, ours or not, has this port of the node.
+    async fn is_published(&self, port: u16) -> Result<bool, DockerError> {
+        let running = self
+            .call(NORMAL, |client| async move {
+                client.list_containers(None::<ListContainersOptions>).await
+            })
+            .await
+            .map_err(|error| DockerError::of("list containers", error))?;
+        let mut ports = running.iter().flat_map(|container| container.ports.iter().flatten());
+        Ok(ports.any(|published| published.public_port == Some(port)))
     }
 
     /// Asks the instance to end, and kills it after its grace. Idempotent; no container is success.

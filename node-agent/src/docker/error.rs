@@ -99,6 +99,16 @@ pub(crate) enum DockerError {
         /// Which.
         port: u16,
     },
+    /// Docker was killed between reserving the port and starting the container. Started again it reserves
+    /// the port anew, drops the endpoint and forgets the port; nothing but its own restart frees it.
+    #[error(
+        "Docker still reserves port {port} for a start that its own death cut short, though no container has the port: restart \
+         Docker (`systemctl restart docker`; with live-restore no container ends by that)"
+    )]
+    PortLeftOver {
+        /// Which.
+        port: u16,
+    },
     /// Addresses overlap.
     #[error("the addresses of instance {instance} are in use on this node ({message}): give the node another CRABSHACK_POOL")]
     AddressInUse {
@@ -136,6 +146,7 @@ impl DockerError {
             | Self::Pull { .. }
             | Self::NetworkDiffers { .. }
             | Self::PortTaken { .. }
+            | Self::PortLeftOver { .. }
             | Self::AddressInUse { .. } => true,
             // Others pass by themselves, or show by coming again that they do not.
             _ => false,
@@ -178,10 +189,13 @@ pub(super) fn message(error: &Error) -> String {
     }
 }
 
+/// End of a refusal for a port that Docker itself has given away.
+pub(super) const RESERVED: &str = " failed: port is already allocated";
+
 /// The port in `Bind for 0.0.0.0:19001 failed: port is already allocated` (another container has
 /// it) or `listen tcp4 0.0.0.0:19001: bind: address already in use` (another process).
 fn taken_port(message: &str) -> Option<u16> {
-    [" failed: port is already allocated", ": bind: address already in use"]
+    [RESERVED, ": bind: address already in use"]
         .iter()
         .filter_map(|end| message.split_once(end))
         .find_map(|(before, _)| before.rsplit(':').next()?.parse().ok())

@@ -174,10 +174,23 @@ fn as_listed(state: &ContainerState) -> Option<ContainerSummaryStateEnum> {
     }
 }
 
+/// End of what Docker says of a start that its containerd refuses, since a start that was cut short left a
+/// task under that container's id. It never starts again; a container of another id does.
+const LEFT_OVER: &str = ": already exists";
+
 /// Reads the state out of a full record; none: Docker does not say.
 fn state(found: &ContainerInspectResponse) -> Option<ContainerState> {
     let state = found.state.as_ref()?;
     let time = |text: &Option<String>| text.as_ref()?.parse::<DateTime<Utc>>().ok();
+    let refused = state.error.as_deref().unwrap_or_default();
+    if refused.ends_with(LEFT_OVER)
+        && matches!(
+            state.status?,
+            ContainerStateStatusEnum::CREATED | ContainerStateStatusEnum::EXITED
+        )
+    {
+        return Some(ContainerState::Dead);
+    }
     match state.status? {
         ContainerStateStatusEnum::CREATED => Some(ContainerState::Created),
         ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::RESTARTING | ContainerStateStatusEnum::STOPPING => {
@@ -235,6 +248,27 @@ mod tests {
             Some(ContainerState::Running { started_at: None })
         );
         assert_eq!(read("{}"), None);
+    }
+
+    #[test]
+    fn state__should_be_dead_when_the_id_is_spoilt() {
+        let read = |text: &str| state(&serde_json::from_str(text).unwrap());
+        for (status, error, expected) in [
+            ("created", "task 7c1d: already exists", ContainerState::Dead),
+            (
+                "created",
+                "Bind for 0.0.0.0:19001 failed: port is already allocated",
+                ContainerState::Created,
+            ),
+            (
+                "running",
+                "task 7c1d: already exists",
+                ContainerState::Running { started_at: None },
+            ),
+        ] {
+            let text = format!(r#"{{"State":{{"Status":"{status}","Error":"{error}"}}}}"#);
+            assert_eq!(read(&text), Some(expected), "{text}");
+        }
     }
 
     #[test]

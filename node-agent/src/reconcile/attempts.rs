@@ -77,6 +77,12 @@ impl Attempts {
         self.needs_person = false;
     }
 
+    /// What stood in the way may be gone: the next try is now. What went wrong is told until it works.
+    pub(crate) fn try_again(&mut self) {
+        self.failures = 0;
+        self.failed_at = None;
+    }
+
     /// A container has ended; the same ending (of that container at that time) counts once.
     pub(crate) fn note_exit(&mut self, member: Member, container: &str, finished_at: &str) {
         let ending = ending(container, finished_at);
@@ -216,6 +222,23 @@ mod tests {
         assert!(attempts.was_stopped());
         attempts.note_exit(Member::Main, "c", "3");
         assert!(!attempts.was_stopped() && !attempts.is_crash_loop());
+    }
+
+    #[test]
+    fn attempts__should_try_at_once_after_docker_was_away_and_still_say_why_it_failed() {
+        let mut attempts = Attempts::default();
+        for _ in 0..6 {
+            attempts.note_failure("Docker reserves the port".to_owned(), true);
+        }
+        attempts.try_again();
+        assert!(attempts.wait_after_failure().is_none());
+        assert!(attempts.needs_person() && attempts.reason().is_some());
+        attempts.note_failure("again".to_owned(), true);
+        assert!(
+            attempts
+                .wait_after_failure()
+                .is_some_and(|wait| wait <= Duration::from_secs(1))
+        );
     }
 
     #[test]

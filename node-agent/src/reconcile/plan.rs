@@ -159,7 +159,7 @@ pub(crate) enum Run {
         code: i64,
         out_of_memory: bool,
     },
-    /// Docker is removing it, or failed to.
+    /// Docker is removing it, failed to, or can never start it again.
     Broken,
 }
 

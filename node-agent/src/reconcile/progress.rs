@@ -101,6 +101,13 @@ impl Progress {
         }
     }
 
+    /// Docker was away and is back: whatever it could not do before it may do now.
+    pub(super) fn try_again(&self) {
+        for instance in self.lock().instances.values_mut() {
+            instance.attempts.try_again();
+        }
+    }
+
     /// A worker begins a step.
     pub(super) fn start(&self, id: InstanceId, action: Action) {
         if let Some(instance) = self.lock().instances.get_mut(&id) {

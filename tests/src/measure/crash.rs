@@ -10,7 +10,6 @@ mod state;
 mod victim;
 
 use std::{
-    cell::Cell,
     collections::BTreeMap,
     env, fs,
     io::Write as _,
@@ -19,7 +18,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
-use victim::Point;
+use victim::{Blow, Point};
 
 use super::Figures;
 use crate::{
@@ -35,6 +34,7 @@ const HALT_AT: &str = "CRABSHACK_HALT_AT";
 const ONLY: &str = "CRABSHACK_TESTS_CRASH_ONLY";
 /// Repeats a random choice.
 const SEED: &str = "CRABSHACK_TESTS_CRASH_SEED";
+const LOOK: Duration = Duration::from_millis(20);
 /// Lines of each log that a hole shows.
 const LOG_LINES: usize = 25;
 
@@ -51,7 +51,8 @@ struct Step {
 pub enum Share {
     /// Every kill around every step.
     Whole,
-    /// A random third of the kills of our own processes, others each time; none is begun after so long.
+    /// A random third of the kills of our own processes and a few of dockerd's, others each time; none is
+    /// begun after so long.
     Third(Duration),
 }
 
@@ -69,11 +70,9 @@ pub async fn figures(machine: &Machine, share: Share) -> anyhow::Result<Figures>
             .ok()
             .and_then(|seed| seed.parse().ok())
             .unwrap_or_else(rand::random::<u32>);
-        points.retain(|point| matches!(point, Point::Process { .. }));
-        say(&format!("a random third of {} kills; {SEED}={seed} repeats it", points.len()));
+        say(&format!("a random share of {} kills; {SEED}={seed} repeats it", points.len()));
         figures.add("seed", seed);
-        victim::shuffle(&mut points, seed.into());
-        points.truncate(points.len().div_ceil(3));
+        points = victim::share(points, seed.into());
         until = Some(longest);
     }
     if let Ok(only) = env::var(ONLY) {
@@ -87,7 +86,7 @@ pub async fn figures(machine: &Machine, share: Share) -> anyhow::Result<Figures>
         tally.runs += 1;
         if let Some(hole) = tally.count(point, run_halted(machine, point, &reference).await, &reference) {
             say(&format!("hole: {}: {hole}\n{}", point.text(), evidence(machine)));
-            if matches!(point, Point::Engine { .. }) {
+            if point.is_engine() {
                 // What this dockerd still believes is not to spoil the next run.
                 machine.dockerd.kill9().await?;
                 machine.dockerd.start_again().await?;
@@ -102,6 +101,7 @@ pub async fn figures(machine: &Machine, share: Share) -> anyhow::Result<Figures>
     figures.add("missed", tally.missed);
     figures.add("holes", tally.holes);
     figures.add("engine_holes", tally.engine_holes);
+    figures.add("engine_restarts", tally.engine_restarts);
     figures.add_rounded("seconds", began.elapsed().as_secs_f64());
     Ok(figures)
 }
@@ -112,20 +112,27 @@ struct Tally {
     kills: u64,
     engine_kills: u64,
     missed: u64,
-    /// After a kill of one of our processes.
+    /// After whatever kill.
     holes: u64,
-    /// After a kill of dockerd.
+    /// Those after a kill of dockerd.
     engine_holes: u64,
+    /// Restarts of Docker that an instance asked for after one.
+    engine_restarts: u64,
 }
 
 impl Tally {
     /// What is wrong with a run, if something is.
-    fn count(&mut self, point: &Point, outcome: anyhow::Result<(Value, bool)>, reference: &Value) -> Option<String> {
+    fn count(&mut self, point: &Point, outcome: anyhow::Result<Run>, reference: &Value) -> Option<String> {
         let hole = match outcome {
-            Ok((state, killed)) => {
+            Ok(Run {
+                state,
+                killed,
+                engine_restarts,
+            }) => {
+                self.engine_restarts += engine_restarts;
                 let wanted = !matches!(point, Point::Process { at, .. } if at == "twice");
                 self.kills += u64::from(killed);
-                self.engine_kills += u64::from(killed && matches!(point, Point::Engine { .. }));
+                self.engine_kills += u64::from(killed && point.is_engine());
                 if wanted && !killed {
                     self.missed += 1;
                     say(&format!("missed: {}", point.text()));
@@ -134,10 +141,8 @@ impl Tally {
             }
             Err(error) => Some(format!("{error:#}")),
         };
-        match point {
-            Point::Process { .. } => self.holes += u64::from(hole.is_some()),
-            Point::Engine { .. } => self.engine_holes += u64::from(hole.is_some()),
-        }
+        self.holes += u64::from(hole.is_some());
+        self.engine_holes += u64::from(hole.is_some() && point.is_engine());
         hole
     }
 }
@@ -166,8 +171,16 @@ async fn reference(machine: &Machine) -> anyhow::Result<(Value, Vec<Step>)> {
     result.context("no result")
 }
 
-/// A run with a kill: the end state, and whether somebody was killed.
-async fn run_halted(machine: &Machine, point: &Point, reference: &Value) -> anyhow::Result<(Value, bool)> {
+/// A run with a kill.
+struct Run {
+    state: Value,
+    /// Somebody was.
+    killed: bool,
+    /// Restarts of Docker that an instance asked a person for.
+    engine_restarts: u64,
+}
+
+async fn run_halted(machine: &Machine, point: &Point, reference: &Value) -> anyhow::Result<Run> {
     let mut settings = scenario::SETTINGS.to_vec();
     if let Point::Process { who, at } = point {
         settings.push((*who, HALT_AT, at));
@@ -175,30 +188,30 @@ async fn run_halted(machine: &Machine, point: &Point, reference: &Value) -> anyh
     let mut result = None;
     Cluster::with_settings(machine, &settings, async |cluster| {
         let log = cluster.log(Who::NodeAgent);
-        let (mut died, engine_killed) = (false, Cell::new(false));
+        let (mut died, blow) = (false, Blow::default());
         let ids = match point {
             Point::Process { .. } => scenario::play_through(cluster, &mut died).await?,
             Point::Engine { step, after } => {
-                let play = scenario::play_through(cluster, &mut died);
-                let kill = victim::kill_engine(machine, &log, step, *after, &engine_killed);
-                tokio::pin!(play, kill);
+                let kill = victim::kill_engine(machine, &log, step, *after, cluster.client.clone(), &blow);
+                let play = async {
+                    let ids = scenario::play_through(cluster, &mut died).await;
+                    while blow.underway.get() {
+                        tokio::time::sleep(LOOK).await;
+                    }
+                    ids
+                };
                 tokio::select! {
-                    ended = &mut kill => {
-                        ended?;
-                        play.await?
-                    }
-                    ids = &mut play => {
-                        let ids = ids?;
-                        if engine_killed.get() {
-                            kill.await?;
-                        }
-                        ids
-                    }
+                    ended = kill => anyhow::bail!("who kills dockerd stopped: {ended:?}"),
+                    ids = play => ids?,
                 }
             }
         };
         let state = state::settled(cluster, &ids, reference).await?;
-        result = Some((state, died || engine_killed.get()));
+        result = Some(Run {
+            state,
+            killed: died || blow.killed.get(),
+            engine_restarts: blow.restarts.get(),
+        });
         Ok(())
     })
     .await?;

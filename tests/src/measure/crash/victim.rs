@@ -1,19 +1,38 @@
 //! Who is killed, when, in one run.
 
-use std::{fs, path::Path, time::Duration};
+use std::{cell::Cell, fs, path::Path, time::Duration};
 
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use anyhow::Context as _;
+use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::Step;
-use crate::{cluster::Who, machine::Machine};
+use crate::{client::Client, cluster::Who, machine::Machine};
 
 /// During these dockerd has something to lose.
 const ENGINE_ACTIONS: [&str; 4] = ["CreateContainer", "StartContainer", "StopContainer", "RemoveContainer"];
 /// How long after an action's announcement dockerd is killed: before it has understood, in the middle
 /// of it.
 const MOMENTS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(40)];
+/// Kills of dockerd in a share.
+const ENGINE_SHARE: usize = 4;
 const LOOK: Duration = Duration::from_millis(2);
+const LOOK_AT_REASONS: Duration = Duration::from_millis(200);
+/// What the node agent says when Docker keeps a port that no container has.
+const ASKED: &str = "systemctl restart docker";
+/// How soon an instance is well after a restart that it asked for.
+const HELP: Duration = Duration::from_secs(20);
+
+/// What has been done to dockerd in a run.
+#[derive(Debug, Default)]
+pub(super) struct Blow {
+    pub(super) killed: Cell<bool>,
+    /// It is down or about to be.
+    pub(super) underway: Cell<bool>,
+    /// Restarts that an instance asked for.
+    pub(super) restarts: Cell<u64>,
+}
 
 /// One kill.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +44,11 @@ pub(super) enum Point {
 }
 
 impl Point {
+    /// It is dockerd that is killed.
+    pub(super) fn is_engine(&self) -> bool {
+        matches!(self, Self::Engine { .. })
+    }
+
     /// As it is printed and searched for.
     pub(super) fn text(&self) -> String {
         match self {
@@ -55,30 +79,64 @@ pub(super) fn points(steps: &[Step]) -> Vec<Point> {
     points
 }
 
-/// In a random order.
-pub(super) fn shuffle(points: &mut [Point], seed: u64) {
+/// A few kills of dockerd and a third of the others, in a random order: what CI has time for.
+pub(super) fn share(points: Vec<Point>, seed: u64) -> Vec<Point> {
     let mut random = StdRng::seed_from_u64(seed);
-    for last in (1..points.len()).rev() {
-        points.swap(last, random.random_range(0..=last));
+    let (mut engine, mut process): (Vec<_>, Vec<_>) = points.into_iter().partition(Point::is_engine);
+    for list in [&mut engine, &mut process] {
+        list.shuffle(&mut random);
     }
+    engine.truncate(ENGINE_SHARE);
+    process.truncate(process.len().div_ceil(3));
+    // Those first, so that a slow machine leaves none of them out.
+    [engine, process].concat()
 }
 
-/// Waits until the node agent announces the step, then kills dockerd and starts it again. Never ends
-/// when the step does not come.
+/// Waits until the node agent announces the step, then kills dockerd and starts it again. Then does what
+/// a person does: restarts Docker when an instance says that nothing else helps. Never ends.
 pub(super) async fn kill_engine(
     machine: &Machine,
     log: &Path,
     step: &Step,
     after: Duration,
-    killed: &std::cell::Cell<bool>,
+    client: Client,
+    blow: &Blow,
 ) -> anyhow::Result<()> {
     while announced(log, &step.action) < step.occurrence {
         tokio::time::sleep(LOOK).await;
     }
+    blow.underway.set(true);
     tokio::time::sleep(after).await;
     machine.dockerd.kill9().await?;
-    killed.set(true);
-    machine.dockerd.start_again().await
+    blow.killed.set(true);
+    machine.dockerd.start_again().await?;
+    loop {
+        blow.underway.set(false);
+        until(async || is_restart_asked(&client).await).await;
+        blow.underway.set(true);
+        blow.restarts.set(blow.restarts.get() + 1);
+        machine.dockerd.restart().await?;
+        let helped = timeout(HELP, until(async || !is_restart_asked(&client).await));
+        helped.await.context("a restart of Docker, as asked for, does not help")?;
+    }
+}
+
+async fn until(mut is_so: impl AsyncFnMut() -> bool) {
+    while !is_so().await {
+        tokio::time::sleep(LOOK_AT_REASONS).await;
+    }
+}
+
+/// Whether an instance says so, by name.
+async fn is_restart_asked(client: &Client) -> bool {
+    for instance in client.instances().await.unwrap_or_default() {
+        let name = instance["name"].as_str().unwrap_or_default();
+        let whole = client.instance(name).await.unwrap_or_default();
+        if whole["reason"].as_str().is_some_and(|reason| reason.contains(ASKED)) {
+            return true;
+        }
+    }
+    false
 }
 
 fn announced(log: &Path, action: &str) -> usize {
