@@ -349,9 +349,11 @@ async fn cut_short(machine: &Machine) -> anyhow::Result<()> {
                 machine.dockerd.restart().await?;
                 ready(cluster, name).await?;
             }
-            let container = engine::container(machine.dockerd.engine(), text(&told, "instance_id")?).await?;
-            let ports = serde_json::to_string(&container.network_settings.context("no network settings")?.ports)?;
-            ensure!(ports.contains(&told["ssh_port"].to_string()), "{told}: {ports}");
+            let (id, instance) = (text(&told, "instance_id")?, cluster.client.instance(name).await?);
+            let settings = engine::container(machine.dockerd.engine(), id).await?.network_settings;
+            let ports = serde_json::to_string(&settings.context("no network settings")?.ports)?;
+            let port = instance["ssh_port"].as_u64().context("no SSH port")?;
+            ensure!(ports.contains(&port.to_string()), "{port} is not in {ports}");
         }
         Ok(())
     })

@@ -124,7 +124,8 @@ async fn look(cluster: &Cluster<'_>, ids: &Ids) -> anyhow::Result<Value> {
     Ok(sorted(serde_json::from_str(&text)?))
 }
 
-/// Lists have no order of their own here.
+/// Lists have no order of their own here, and an empty one is as good as none: dockerd says none of a
+/// container that it made, and empty of one that it has read from its records.
 fn sorted(value: Value) -> Value {
     match value {
         Value::Array(items) => {
@@ -135,6 +136,7 @@ fn sorted(value: Value) -> Value {
         Value::Object(fields) => Value::Object(
             fields
                 .into_iter()
+                .filter(|(_, value)| value.as_array().is_none_or(|items| !items.is_empty()))
                 .map(|(key, value)| (key, sorted(value)))
                 .collect::<Map<_, _>>(),
         ),
