@@ -215,7 +215,7 @@ impl Ledger {
                     continue;
                 }
             };
-            let link = self.link(&order, index)?;
+            let link = self.link(order, index)?;
             changed.push(order);
             next.links.insert(order.id, index);
             next.entries.insert(order.id, Held::new(order.clone(), link));
