@@ -3,8 +3,10 @@
 
 pub(crate) mod extract;
 pub(crate) mod health;
+pub(crate) mod images;
 pub(crate) mod instances;
 pub(crate) mod nodes;
+pub(crate) mod registries;
 
 use std::error::Error;
 

@@ -16,6 +16,7 @@ use crate::{
     config::Settings,
     events::Events,
     gateway::Gateway,
+    images::Images,
     metrics::Metrics,
     placement::Placement,
     reconcile::Signal,
@@ -38,6 +39,8 @@ pub(crate) struct App {
     /// The only way to the nodes' data plane.
     pub(crate) connector: Connector,
     pub(crate) gateway: Gateway,
+    /// Asks registries.
+    pub(crate) images: Images,
     pub(crate) metrics: Metrics,
     pub(crate) halt: Halt,
     pub(crate) shutdown: Shutdown,

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser, value_parser};
-use crabshack_shared::{halt::HaltPoint, secret::Secret, telemetry::LogFormat};
+use crabshack_shared::{config::span, halt::HaltPoint, secret::Secret, telemetry::LogFormat};
 
 /// Hosts AI agents: holds who owns what, serves the API, carries traffic to the nodes.
 #[derive(Debug, Parser)]
@@ -89,6 +89,10 @@ pub(crate) struct ServeArguments {
     /// How long the disk of a deleted instance is kept, like `7d`, `12h`, `30m` or `10s`.
     #[arg(long, env = "CRABSHACK_DELETE_GRACE", default_value = "7d", value_parser = span)]
     pub(crate) delete_grace: Duration,
+    /// File with certificates (PEM) of authorities that registries and other services outside may have,
+    /// beside those of the system.
+    #[arg(long, env = "CRABSHACK_CA_BUNDLE")]
+    pub(crate) ca_bundle: Option<PathBuf>,
     /// Life of certificates in seconds, for tests.
     #[arg(long, env = "CRABSHACK_CERTIFICATE_SECONDS", hide = true, default_value_t = 90 * 24 * 3600, value_parser = value_parser!(u64).range(5..=31_536_000))]
     pub(crate) certificate_seconds: u64,
@@ -130,40 +134,5 @@ fn overcommit(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(ratio) if (0.1..=1000.0).contains(&ratio) => Ok(ratio),
         _ => Err("use a ratio from 0.1 to 1000, like 1.5".to_owned()),
-    }
-}
-
-fn span(text: &str) -> Result<Duration, String> {
-    let seconds = |unit: char| match unit {
-        's' => Some(1),
-        'm' => Some(60),
-        'h' => Some(3600),
-        'd' => Some(24 * 3600),
-        _ => None,
-    };
-    let text = text.trim();
-    text.chars()
-        .last()
-        .and_then(seconds)
-        .zip(text.get(..text.len().saturating_sub(1)))
-        .filter(|(_, count)| count.bytes().all(|byte| byte.is_ascii_digit()))
-        .and_then(|(unit, count)| count.parse::<u64>().ok()?.checked_mul(unit))
-        .filter(|seconds| *seconds <= 100 * 365 * 24 * 3600)
-        .map(Duration::from_secs)
-        .ok_or_else(|| "use a whole number with s, m, h or d, like `7d`; at most 100 years".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn span__should_read_days_hours_minutes_and_seconds() {
-        for (text, seconds) in [("7d", 604_800), ("12h", 43_200), ("30m", 1800), ("10s", 10), ("0s", 0)] {
-            assert_eq!(span(text), Ok(Duration::from_secs(seconds)), "{text}");
-        }
-        for text in ["", "7", "d", "-1d", "1.5h", "7w", "1d2h", "99999999999d", "\u{e4}"] {
-            assert!(span(text).is_err(), "{text}");
-        }
     }
 }

@@ -1,9 +1,15 @@
 //! The settings in the form the code uses. Complete and checked before anything binds.
 
-use std::{fs, io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crabshack_shared::{instance::InstanceName, secret::Secret};
 use http::Uri;
+use reqwest::Certificate;
 
 use crate::cli::{AdminSecret, ServeArguments};
 
@@ -33,6 +39,14 @@ pub(crate) enum ConfigError {
         "CRABSHACK_PUBLIC_URL and CRABSHACK_UI_ZONE name different hosts: instances are hosts of one zone, so leave the zone out"
     )]
     TwoZones,
+    #[error("CRABSHACK_CA_BUNDLE: {path} cannot be read")]
+    CaBundleFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("CRABSHACK_CA_BUNDLE: {path} must hold certificates in PEM form")]
+    CaBundle { path: PathBuf },
 }
 
 /// Browsers resolve it, and every host under it, by themselves.
@@ -63,6 +77,8 @@ pub(crate) struct Settings {
     pub(crate) ready_timeout: Duration,
     /// So long the disk of a deleted instance is kept.
     pub(crate) delete_grace: Duration,
+    /// Authorities that are trusted beside the system's, for what goes out.
+    pub(crate) ca_bundle: Vec<Certificate>,
     /// Life of a certificate.
     pub(crate) certificate_life: Duration,
     /// How long a join token can be used.
@@ -125,6 +141,7 @@ impl Settings {
             memory_overcommit: arguments.memory_overcommit,
             ready_timeout: Duration::from_secs(arguments.ready_timeout),
             delete_grace: arguments.delete_grace,
+            ca_bundle: arguments.ca_bundle.as_deref().map_or(Ok(Vec::new()), ca_bundle)?,
             certificate_life: Duration::from_secs(arguments.certificate_seconds),
             join_token_life: Duration::from_secs(arguments.join_token_seconds.into()),
         })
@@ -188,6 +205,16 @@ pub(crate) fn admin_secret(given: &AdminSecret) -> Result<Secret, ConfigError> {
     }
 }
 
+fn ca_bundle(path: &Path) -> Result<Vec<Certificate>, ConfigError> {
+    let path_of = || path.to_owned();
+    let bytes = fs::read(path).map_err(|source| ConfigError::CaBundleFile { path: path_of(), source })?;
+    let certificates = Certificate::from_pem_bundle(&bytes).unwrap_or_default();
+    if certificates.is_empty() {
+        return Err(ConfigError::CaBundle { path: path_of() });
+    }
+    Ok(certificates)
+}
+
 fn is_domain(text: &str) -> bool {
     text.len() <= 180
         && text.split('.').all(|label| {
@@ -237,6 +264,8 @@ mod tests {
             (&["--ui-zone", "a_b"], "CRABSHACK_UI_ZONE"),
             (&["--ui-zone", "localhost:3000"], "CRABSHACK_UI_ZONE"),
             (&["--admin-secret-file", "/nonexistent"], "CRABSHACK_ADMIN_SECRET_FILE"),
+            (&["--ca-bundle", "/nonexistent"], "CRABSHACK_CA_BUNDLE"),
+            (&["--ca-bundle", "/dev/null"], "CRABSHACK_CA_BUNDLE"),
         ] {
             let text = settings(flags).unwrap_err().to_string();
             assert!(text.contains(variable), "{text}");

@@ -7,7 +7,7 @@ use axum::{
     extract::{DefaultBodyLimit, MatchedPath, Request},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::{any, get, post},
+    routing::{any, get, post, put},
 };
 use chrono::Utc;
 use crabshack_shared::problem::{Code, Problem};
@@ -16,7 +16,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
     agents::{enrol, orders, report, stopping},
-    api::{health, instances, nodes},
+    api::{health, images, instances, nodes, registries},
     app::App,
     auth, gateway,
 };
@@ -42,6 +42,10 @@ pub(crate) fn api(app: &Arc<App>) -> Router {
         .route("/instances/{name}/logs", get(instances::logs::logs))
         .route("/instances/{name}/stats", get(instances::usage::stats))
         .route("/instances/{name}/events", get(instances::usage::events))
+        .route("/images", get(images::list).post(images::add).delete(images::remove))
+        .route("/images/resolve-digests", post(images::resolve))
+        .route("/registries", get(registries::list))
+        .route("/registries/{host}", put(registries::put).delete(registries::remove))
         .route("/nodes", get(nodes::list))
         .route("/nodes/join-token", post(nodes::join_token))
         .route("/nodes/{id}", get(nodes::show).delete(nodes::revoke))

@@ -23,7 +23,9 @@ use crate::{
     config::Settings,
     events::Events,
     gateway::Gateway,
+    images::Images,
     metrics::Metrics,
+    outgoing,
     placement::Embedded,
     reconcile::{self, Signal},
     router,
@@ -57,6 +59,7 @@ pub(crate) fn build(settings: Settings, halt_at: Option<HaltPoint>) -> anyhow::R
     let connector = Connector::new(Arc::clone(&ca));
     let shutdown = Shutdown::default();
     let gateway = Gateway::new(&settings.data_dir, connector.clone(), shutdown.clone())?;
+    let images = Images::new(outgoing::client(&settings.ca_bundle).context("no client for registries")?);
     Ok(Arc::new(App {
         placement: Box::new(Embedded {
             overcommit: settings.memory_overcommit,
@@ -69,6 +72,7 @@ pub(crate) fn build(settings: Settings, halt_at: Option<HaltPoint>) -> anyhow::R
         ca,
         connector,
         gateway,
+        images,
         metrics: Metrics::new(),
         halt: Halt::new(halt_at),
         shutdown,

@@ -4,6 +4,7 @@
 //! Writes sync to disk (about a millisecond) and wait for each other, so they run on blocking threads.
 
 mod events;
+mod images;
 mod instances;
 mod join_tokens;
 mod meta;
@@ -11,6 +12,7 @@ mod migrate;
 mod nodes;
 mod observations;
 mod ports;
+mod registries;
 mod retired;
 mod tables;
 
@@ -24,11 +26,13 @@ use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
 use serde::{Serialize, de::DeserializeOwned};
 
 pub(crate) use events::wished;
+pub(crate) use images::ImageRecord;
 pub(crate) use instances::{InstanceRecord, NewInstance, NoPlace, Spec};
 pub(crate) use join_tokens::TokenRefused;
 pub(crate) use nodes::NodeRecord;
 pub(crate) use observations::Observation;
 pub(crate) use ports::UnknownPorts;
+pub(crate) use registries::RegistryRecord;
 use tables::Records;
 
 /// Pages kept in memory: the hot part of thousands of instances.
@@ -60,7 +64,7 @@ pub(crate) enum StoreError {
     Missing { table: &'static str, key: String },
     #[error("a record cannot be written down")]
     Encode(#[source] serde_json::Error),
-    #[error("the secrets of an instance cannot be sealed or opened")]
+    #[error("a secret cannot be sealed or opened")]
     Seal(#[from] SealError),
     #[error("the task that writes to the store was ended")]
     Ended(#[source] tokio::task::JoinError),

@@ -11,7 +11,7 @@ use axum::{
 use chrono::Utc;
 use clap::Parser as _;
 use crabshack_shared::{
-    agent_api::v1::{Desired, InstanceReport, NodeFacts, OnDisconnect, Phase, Pressure, Report},
+    agent_api::v1::{Desired, HeldImage, InstanceReport, NodeFacts, OnDisconnect, Phase, Pressure, Report},
     generation::Generation,
     ids::{InstanceId, NodeId, UserId},
     instance::{InstanceName, ServiceType},
@@ -33,6 +33,9 @@ use crate::{
 };
 
 pub(crate) const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+/// What the nodes of tests have from no registry.
+pub(crate) const LOCAL_IMAGE: &str = "docker.io/owner/stub:1";
 
 /// A record of an instance that wants 1 GiB.
 pub(crate) fn record(desired: Desired, node: Option<&str>) -> InstanceRecord {
@@ -97,6 +100,7 @@ pub(crate) fn instance_report(record: &InstanceRecord, phase: Phase) -> Instance
         pending_change: false,
         last_exit: None,
         ssh_port: None,
+        pull: None,
     }
 }
 
@@ -114,6 +118,11 @@ pub(crate) fn facts() -> NodeFacts {
         warnings: Vec::new(),
         storage: None,
         pressure: Pressure::None,
+        images: vec![HeldImage {
+            name: LOCAL_IMAGE.to_owned(),
+            digest: format!("sha256:{}", "0".repeat(64)),
+            local: true,
+        }],
     }
 }
 
@@ -239,7 +248,7 @@ pub(crate) fn create_body(name: &str) -> Value {
     json!({
         "name": name,
         "service_type": "openclaw",
-        "image": "docker.io/owner/stub:1",
+        "image": LOCAL_IMAGE,
         "mem_limit": "2G",
         "cpus": "1",
         "nearai_api_key": "sk-agent-0123456789abcdef0123456789abcdef",

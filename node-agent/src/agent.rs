@@ -24,6 +24,7 @@ use crate::{
     egress::{Egress, EgressError, EgressSettings},
     facts::{self, Unsupported},
     health::{self, Status},
+    images::{ImageSettings, Images, Policy},
     lease,
     ledger::{Ledger, LedgerError},
     metrics::Metrics,
@@ -224,15 +225,30 @@ async fn start(settings: &Settings, inherited: &Inherited, shutdown: &Shutdown, 
     )?;
     let disks = Disks::new([settings.data_dir.clone()].into_iter().chain(docker_facts.root.clone()));
     shutdown.spawn(Arc::clone(&volumes).watch());
+    let wake = Arc::new(Notify::new());
+    let image_settings = ImageSettings {
+        policy: Policy::new(settings.allowed_images.clone()),
+        pulls: settings.pulls.into(),
+        grace: settings.image_grace,
+    };
+    let images = Images::new(
+        docker.clone(),
+        Arc::clone(&ledger),
+        disks.clone(),
+        image_settings,
+        Arc::clone(&wake),
+    );
+    let images = Arc::new(images);
+    images.spawn(shutdown);
     let node = Node {
         docker: docker.clone(),
         egress,
         volumes: Arc::clone(&volumes),
         disks: disks.clone(),
+        images: Arc::clone(&images),
         service_address: settings.pool.service_address(),
         ssh_bind: settings.ssh_bind,
     };
-    let wake = Arc::new(Notify::new());
     let probes = Probes::new(Arc::clone(&wake)).map_err(StartError::Probes)?;
     let halt = Halt::new(settings.halt_at.clone());
     let doctor = Arc::new(Doctor::new(
@@ -294,13 +310,14 @@ async fn start(settings: &Settings, inherited: &Inherited, shutdown: &Shutdown, 
         .clone()
         .unwrap_or_else(|| settings.data_plane.to_string());
     let (facts_sender, facts_receiver) =
-        watch::channel(facts::node_facts(&docker_facts, &address, &volumes.storage().await?, &disks));
+        watch::channel(facts::node_facts(&docker_facts, &address, &volumes.storage().await?, &disks, &images).await);
     shutdown.spawn(refresh_facts(
         Gauges {
             docker,
             address,
             volumes,
             disks,
+            images,
         },
         facts_sender,
         blind,
@@ -351,13 +368,16 @@ struct Gauges {
     address: String,
     volumes: Arc<Volumes>,
     disks: Disks,
+    images: Arc<Images>,
 }
 
 /// Reads the facts again for ever: in turn, and when the node can no more or again be observed.
 async fn refresh_facts(gauges: Gauges, facts: watch::Sender<NodeFacts>, mut blind: watch::Receiver<bool>) {
+    let mut images = gauges.images.changes();
     loop {
         tokio::select! {
             () = tokio::time::sleep(FACTS_PERIOD) => {}
+            Ok(()) = images.changed() => {}
             changed = blind.changed() => if changed.is_err() { return },
         }
         let is_blind = *blind.borrow_and_update();
@@ -365,7 +385,13 @@ async fn refresh_facts(gauges: Gauges, facts: watch::Sender<NodeFacts>, mut blin
         let storage = gauges.volumes.storage().await;
         match (docker, storage) {
             (Ok(docker), Ok(storage)) if !is_blind => {
-                facts.send_replace(facts::node_facts(&docker, &gauges.address, &storage, &gauges.disks));
+                let now = facts::node_facts(&docker, &gauges.address, &storage, &gauges.disks, &gauges.images).await;
+                // Only of images the coordinator must hear at once.
+                facts.send_if_modified(|known| {
+                    let differs = known.images != now.images;
+                    *known = now;
+                    differs
+                });
             }
             (docker, _) if is_blind => {
                 let warning = if docker.is_err() { DOCKER_AWAY } else { BLIND };

@@ -3,13 +3,14 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::{Parser, Subcommand};
-use crabshack_shared::{halt::HaltPoint, secret::Secret, telemetry::LogFormat};
+use crabshack_shared::{config as shared_config, halt::HaltPoint, secret::Secret, telemetry::LogFormat};
 use ipnet::Ipv4Net;
 
-use crate::{link::Pool, pool::PoolCommand};
+use crate::{images::Pattern, link::Pool, pool::PoolCommand};
 
 /// Runs the instances of one node: containers, egress rules, disks.
 #[derive(Debug, Parser)]
@@ -72,6 +73,19 @@ pub(crate) struct Settings {
         default_value = "unix:///var/run/docker.sock"
     )]
     pub(crate) docker_socket: String,
+
+    /// Images that this node runs, whoever asks: repositories, tags or digests, `*` for anything, comma
+    /// between; by default any.
+    #[arg(long, env = "CRABSHACK_ALLOWED_IMAGES", value_delimiter = ',')]
+    pub(crate) allowed_images: Vec<Pattern>,
+
+    /// So many images are pulled at once.
+    #[arg(long, env = "CRABSHACK_PULLS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) pulls: u8,
+
+    /// How long an image that was pulled and that nobody needs is kept, like `1d`, `12h` or `30m`.
+    #[arg(long, env = "CRABSHACK_IMAGE_GRACE", default_value = "1d", value_parser = shared_config::span)]
+    pub(crate) image_grace: Duration,
 
     /// Log more.
     #[arg(long, env = "CRABSHACK_DEBUG", value_parser = clap::builder::FalseyValueParser::new(), num_args = 0..=1, default_missing_value = "1", default_value = "0")]

@@ -3,7 +3,7 @@
 use crabshack_shared::{agent_api::v1::NodeFacts, resources::Bytes};
 use sysinfo::System;
 
-use crate::{docker::DockerFacts, pressure::Disks, volume::Storage};
+use crate::{docker::DockerFacts, images::Images, pressure::Disks, volume::Storage};
 
 /// The oldest Docker that is supported.
 const OLDEST_DOCKER: (u32, u32) = (20, 10);
@@ -29,7 +29,13 @@ pub(crate) fn hostname() -> String {
 }
 
 /// Gathers what the coordinator should know.
-pub(crate) fn node_facts(docker: &DockerFacts, data_plane: &str, storage: &Storage, disks: &Disks) -> NodeFacts {
+pub(crate) async fn node_facts(
+    docker: &DockerFacts,
+    data_plane: &str,
+    storage: &Storage,
+    disks: &Disks,
+    images: &Images,
+) -> NodeFacts {
     let memory = System::new().map(|mut system| {
         system.refresh_memory();
         system.total_memory()
@@ -49,10 +55,12 @@ pub(crate) fn node_facts(docker: &DockerFacts, data_plane: &str, storage: &Stora
             .into_iter()
             .chain(disks.warnings())
             .chain(docker.warnings())
+            .chain(images.warnings())
             .chain(std::fs::read_to_string("/etc/passwd").ok().and_then(|users| namesake(&users)))
             .collect(),
         storage: Some(storage.facts()),
         pressure: disks.pressure(),
+        images: images.held().await,
     }
 }
 

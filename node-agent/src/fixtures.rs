@@ -57,5 +57,6 @@ pub(crate) fn report(id: InstanceId, phase: Phase) -> InstanceReport {
         pending_change: false,
         last_exit: None,
         ssh_port: None,
+        pull: None,
     }
 }

@@ -6,6 +6,7 @@
 
 mod contact;
 mod events;
+mod images;
 mod schema;
 
 use std::{
@@ -115,6 +116,7 @@ pub(crate) struct Ledger {
     state: Mutex<State>,
     contact: Contact,
     journal: Journal,
+    images: images::Images,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -140,10 +142,12 @@ impl Ledger {
             state: Mutex::default(),
             contact: Contact::default(),
             journal: Journal::default(),
+            images: images::Images::default(),
         };
         let (state, answered) = ledger.load()?;
         ledger.journal = ledger.load_journal(&state.entries.keys().copied().collect())?;
         ledger.contact = Contact::of(answered);
+        ledger.images = ledger.load_images()?;
         *ledger.lock() = state;
         Ok(ledger)
     }
@@ -178,6 +182,9 @@ impl Ledger {
     /// deleted and is no longer listed, the coordinator has heard of it, and it is forgotten.
     /// Returns the orders that were refused because they are older than what is known.
     pub(crate) fn receive(&self, orders: &Orders, gone: &BTreeSet<InstanceId>) -> Result<Vec<InstanceId>, LedgerError> {
+        if let Some(images) = &orders.images {
+            self.receive_images(images)?;
+        }
         let mut next = self.lock().clone();
         let mut refused = Vec::new();
         let mut changed: Vec<&InstanceOrder> = Vec::new();

@@ -14,6 +14,7 @@ mod files;
 mod fixtures;
 mod health;
 mod identity;
+mod images;
 mod lease;
 mod ledger;
 mod link;

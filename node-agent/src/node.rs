@@ -8,6 +8,7 @@ use std::{
 use crate::{
     docker::Docker,
     egress::Egress,
+    images::Images,
     ledger::Entry,
     pressure::Disks,
     recipe::RecipeInput,
@@ -21,6 +22,7 @@ pub(crate) struct Node {
     pub(crate) egress: Arc<Egress>,
     pub(crate) volumes: Arc<Volumes>,
     pub(crate) disks: Disks,
+    pub(crate) images: Arc<Images>,
     pub(crate) service_address: Ipv4Addr,
     pub(crate) ssh_bind: IpAddr,
 }

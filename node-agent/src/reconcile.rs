@@ -35,7 +35,7 @@ use crate::{
     recipe,
 };
 use observe::{ObserveError, Snapshot};
-use plan::Action;
+use plan::{Action, must_be_made_again};
 use probe::{Probes, Target};
 use progress::Progress;
 
@@ -235,7 +235,12 @@ impl Reconciler {
         let seen = snapshot.instances.get(&id)?;
         let recipe = recipe::recipe(&entry.order.spec.service_type);
         let never_restart = recipe.map_or(&[][..], |recipe| recipe.never_restart_exit);
-        let refusal = recipe::refusal(&entry.order.spec);
+        // What runs already is not touched when the node's list changes.
+        let refused_image = || {
+            let made = must_be_made_again(&entry.order, &seen.observed);
+            made.then(|| self.node.images.refusal(&entry.order.spec.image)).flatten()
+        };
+        let refusal = recipe::refusal(&entry.order.spec).or_else(refused_image);
         let plan = self.progress.decide(entry, seen, never_restart, refusal);
         match (&seen.running, recipe) {
             (Some(docker_id), Some(recipe)) => self.probes.watch(Target {
@@ -300,12 +305,15 @@ impl Reconciler {
 
     /// Sends out what is known now, if it differs from what was sent last.
     fn publish(&self) {
-        let reports = self.progress.reports(&self.probes);
+        let reports = self.progress.reports(&self.probes, &self.node.images);
         self.reports.send_if_modified(|sent| {
             let differs = **sent != reports;
             if differs {
                 // Every state in between becomes an event, also those that nobody fetches in time.
                 self.ledger.note_phases(&reports);
+                if let Err(error) = self.ledger.note_well(&reports) {
+                    tracing::warn!(error = %Chain(&error), "it cannot be written down with which images instances are well");
+                }
                 *sent = Arc::new(reports);
             }
             differs

@@ -105,6 +105,7 @@ impl Uplink {
         let mut adopted = self.adopted.clone();
         let mut events = self.ledger.written_events();
         let mut findings = self.findings.clone();
+        let mut facts = self.facts.clone();
         // Before everything was seen once, a report would make instances look lost.
         if adopted.wait_for(|adopted| *adopted).await.is_err() {
             return;
@@ -116,7 +117,7 @@ impl Uplink {
             let last = waiting.last().map(|event| event.sequence);
             let report = Report {
                 highest_generation: self.ledger.highest_generation(),
-                facts: self.facts.borrow().clone(),
+                facts: facts.borrow_and_update().clone(),
                 instances: reports.borrow_and_update().as_ref().clone(),
                 events: waiting,
                 findings: findings.borrow_and_update().clone(),
@@ -136,6 +137,7 @@ impl Uplink {
                         changed = reports.changed() => if changed.is_err() { return },
                         Ok(()) = events.changed() => {}
                         Ok(()) = findings.changed() => {}
+                        Ok(()) = facts.changed() => {}
                         () = tokio::time::sleep(self.heartbeat()) => {}
                     }
                 }

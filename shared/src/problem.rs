@@ -31,6 +31,14 @@ pub enum Code {
     NoCapacity,
     /// The body is larger than the limit.
     TooLarge,
+    /// The list of images does not hold it for this service type.
+    ImageNotAllowed,
+    /// Its registry does not have it, or does not give it to us.
+    ImageNotFound,
+    /// It cannot run on any node.
+    ImageUnusable,
+    /// Its registry does not answer as it should.
+    RegistryFailed,
     /// The instance runs, but does not answer yet.
     NotReady,
     /// The instance is stopped.

@@ -23,6 +23,7 @@ use super::identity::{self, Node};
 use crate::{
     api::internal,
     app::App,
+    images,
     store::{InstanceRecord, StoreError},
 };
 
@@ -77,7 +78,11 @@ pub(crate) fn orders_of(app: &App, node: &NodeId, revision: u64) -> Result<Optio
         .chain(left_behind)
         .filter_map(|record| readable(order(app, node, record)))
         .collect();
-    Ok(Some(Orders { revision, instances }))
+    Ok(Some(Orders {
+        revision,
+        instances,
+        images: Some(images::orders(app, &reading)?),
+    }))
 }
 
 /// One record that cannot be read must not keep a node from its other orders: what is missing from them

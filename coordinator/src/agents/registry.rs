@@ -54,6 +54,13 @@ impl Registry {
             .send_modify(|revision| *revision += 1);
     }
 
+    /// Says that the orders of every node changed. Call it after the change is on disk.
+    pub(crate) fn all_orders_changed(&self) {
+        for entry in self.lock().values() {
+            entry.revision.send_modify(|revision| *revision += 1);
+        }
+    }
+
     /// The revision of a node's orders, now and later. Read it before the orders.
     pub(crate) fn follow(&self, node: &NodeId) -> watch::Receiver<u64> {
         self.entry(&mut self.lock(), node).revision.subscribe()

@@ -131,7 +131,7 @@ pub(crate) async fn restart(State(app): State<Arc<App>>, Named(name): Named, bod
         let found = view::find(&app, &name)
             .map_err(internal)?
             .ok_or_else(|| no_such_instance(&name))?;
-        if image.0 != found.record.spec.image.to_string() {
+        if image.0 != found.record.spec.image.to_string() && image.0 != found.record.spec.image.name() {
             return Err(Problem::invalid(format!(
                 "restart with another image is not supported: leave `image` out, or give the present one, `{}`",
                 found.record.spec.image

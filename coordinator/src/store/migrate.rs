@@ -3,10 +3,10 @@
 
 use crabshack_shared::generation::Generation;
 
-use super::{StoreError, Writing, tables};
+use super::{StoreError, Writing, images::IMAGES, registries::REGISTRIES, tables};
 
 /// The schema that this version reads and writes.
-pub(super) const SCHEMA: u64 = 2;
+pub(super) const SCHEMA: u64 = 3;
 
 impl Writing {
     /// Makes the tables of a new store, brings an older one to this schema, refuses a newer one.
@@ -14,7 +14,14 @@ impl Writing {
         let found = self.schema()?;
         match found {
             0 => self.first()?,
-            1 => self.keep_events()?,
+            1..SCHEMA => {
+                if found < 2 {
+                    self.keep_events()?;
+                }
+                if found < 3 {
+                    self.know_images()?;
+                }
+            }
             SCHEMA => return Ok(()),
             _ => return Err(StoreError::Newer { found, known: SCHEMA }),
         }
@@ -37,6 +44,7 @@ impl Writing {
         self.0.open_table(tables::NAMES)?;
         self.0.open_table(tables::PORTS)?;
         self.0.open_table(tables::EVENTS)?;
+        self.know_images()?;
         self.set_generation(Generation::default().next_epoch())
     }
 
@@ -53,6 +61,13 @@ impl Writing {
             record.wish_generation = record.generation;
             self.put_instance(&record)?;
         }
+        Ok(())
+    }
+
+    /// From 2 to 3: the list of images, and registries.
+    fn know_images(&self) -> Result<(), StoreError> {
+        self.0.open_table(IMAGES)?;
+        self.0.open_table(REGISTRIES)?;
         Ok(())
     }
 }

@@ -80,8 +80,16 @@ pub(super) fn encode<R: Serialize>(record: &R) -> Result<Vec<u8>, StoreError> {
 
 /// redb lends the name only as long as the definition; errors live longer.
 fn name_of(name: &str) -> &'static str {
-    ["instances", "retired", "observations", "nodes", "join_tokens"]
-        .into_iter()
-        .find(|known| *known == name)
-        .unwrap_or("unknown")
+    [
+        "instances",
+        "retired",
+        "observations",
+        "nodes",
+        "join_tokens",
+        "images",
+        "registries",
+    ]
+    .into_iter()
+    .find(|known| *known == name)
+    .unwrap_or("unknown")
 }

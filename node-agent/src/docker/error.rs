@@ -29,6 +29,12 @@ pub(crate) enum DockerError {
         /// Which.
         image: ImageReference,
     },
+    /// The node's own list does not allow it.
+    #[error("{reason}")]
+    NotAllowed {
+        /// In whole words.
+        reason: String,
+    },
     /// It would write where nothing bounds it.
     #[error(
         "image {image} declares a volume at `{path}`, which would escape the instance's disk limit: build it without that VOLUME line"
@@ -40,10 +46,12 @@ pub(crate) enum DockerError {
         path: String,
     },
     /// The registry does not give it.
-    #[error("image {image} cannot be pulled: {message}; check its name, the registry and the node's access to it")]
+    #[error("image {image} cannot be pulled: {problem}; Docker says: {message}")]
     Pull {
         /// Which.
         image: ImageReference,
+        /// What is the matter.
+        problem: PullProblem,
         /// What was said.
         message: String,
     },
@@ -142,12 +150,13 @@ impl DockerError {
         match self {
             Self::Socket { .. }
             | Self::NoImage { .. }
+            | Self::NotAllowed { .. }
             | Self::ImageVolume { .. }
-            | Self::Pull { .. }
             | Self::NetworkDiffers { .. }
             | Self::PortTaken { .. }
             | Self::PortLeftOver { .. }
             | Self::AddressInUse { .. } => true,
+            Self::Pull { problem, .. } => problem.needs_person(),
             // Others pass by themselves, or show by coming again that they do not.
             _ => false,
         }
@@ -170,6 +179,79 @@ impl DockerError {
                 source: Box::new(source),
             },
         }
+    }
+}
+
+/// Why an image did not come, and what to do about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PullProblem {
+    #[error("its registry does not have it: check its name")]
+    NotFound,
+    #[error("its registry does not let us pull it: check its name, or PUT /registries/HOST with a login")]
+    Refused,
+    #[error("its registry limits pulls: it is tried again; a login may raise the limit (PUT /registries/HOST)")]
+    Limited,
+    #[error("the transfer was cut: it is tried again")]
+    Cut,
+    #[error("its registry cannot be reached or fails: it is tried again")]
+    Unreachable,
+    #[error("the node's disk has no room for it: it is tried again when there is some")]
+    NoRoom,
+    #[error("what came is not what its digest names: ask whoever runs the registry")]
+    Differs,
+    #[error("there is none for this node's architecture")]
+    Architecture,
+    #[error("the node's Docker wants TLS: for a registry without it, add it to `insecure-registries` of Docker's daemon.json")]
+    WantsTls,
+    #[error("check its name, the registry and the node's access to it")]
+    Other,
+}
+
+impl PullProblem {
+    /// Docker only gives words. The first line that fits counts.
+    pub(super) fn of(message: &str) -> Self {
+        const WORDS: [(&str, PullProblem); 31] = [
+            ("no space left on device", PullProblem::NoRoom),
+            ("disk quota exceeded", PullProblem::NoRoom),
+            ("manifest verification failed", PullProblem::Differs),
+            ("layer verification failed", PullProblem::Differs),
+            ("unexpected commit digest", PullProblem::Differs),
+            ("digest mismatch", PullProblem::Differs),
+            ("does not match the specified platform", PullProblem::Architecture),
+            ("no matching manifest", PullProblem::Architecture),
+            ("exec format error", PullProblem::Architecture),
+            ("image operating system", PullProblem::Architecture),
+            ("toomanyrequests", PullProblem::Limited),
+            ("too many requests", PullProblem::Limited),
+            ("server gave http response to https client", PullProblem::WantsTls),
+            ("denied", PullProblem::Refused),
+            ("unauthorized", PullProblem::Refused),
+            ("authentication required", PullProblem::Refused),
+            ("no basic auth credentials", PullProblem::Refused),
+            ("manifest unknown", PullProblem::NotFound),
+            ("no such host", PullProblem::Unreachable),
+            ("not found", PullProblem::NotFound),
+            ("unexpected eof", PullProblem::Cut),
+            ("connection reset", PullProblem::Cut),
+            ("broken pipe", PullProblem::Cut),
+            ("unexpected http status", PullProblem::Unreachable),
+            ("error parsing http", PullProblem::Unreachable),
+            ("timeout", PullProblem::Unreachable),
+            ("deadline exceeded", PullProblem::Unreachable),
+            ("connection refused", PullProblem::Unreachable),
+            ("dial tcp", PullProblem::Unreachable),
+            ("server error", PullProblem::Unreachable),
+            ("eof", PullProblem::Cut),
+        ];
+        let message = message.to_ascii_lowercase();
+        WORDS
+            .iter()
+            .find(|(words, _)| message.contains(words))
+            .map_or(Self::Other, |(_, problem)| *problem)
+    }
+
+    fn needs_person(self) -> bool {
+        !matches!(self, Self::Limited | Self::Cut | Self::Unreachable | Self::NoRoom)
     }
 }
 
@@ -204,6 +286,46 @@ fn taken_port(message: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pull_problem__should_be_told_from_dockers_words() {
+        for (message, problem) in [
+            (
+                "manifest for a/b:1 not found: manifest unknown: manifest unknown",
+                PullProblem::NotFound,
+            ),
+            (
+                "pull access denied for a/b, repository does not exist or may require 'docker login'",
+                PullProblem::Refused,
+            ),
+            ("Get \"https://x/v2/\": no basic auth credentials", PullProblem::Refused),
+            (
+                "toomanyrequests: You have reached your pull rate limit.",
+                PullProblem::Limited,
+            ),
+            ("write /var/lib/docker/tmp/x: no space left on device", PullProblem::NoRoom),
+            (
+                "filesystem layer verification failed for digest sha256:1",
+                PullProblem::Differs,
+            ),
+            ("manifest verification failed for digest sha256:1", PullProblem::Differs),
+            (
+                "no matching manifest for linux/arm64/v8 in the manifest list entries",
+                PullProblem::Architecture,
+            ),
+            ("unexpected EOF", PullProblem::Cut),
+            (
+                "received unexpected HTTP status: 500 Internal Server Error",
+                PullProblem::Unreachable,
+            ),
+            ("dial tcp: lookup x: no such host", PullProblem::Unreachable),
+            ("http: server gave HTTP response to HTTPS client", PullProblem::WantsTls),
+            ("something else", PullProblem::Other),
+        ] {
+            assert_eq!(PullProblem::of(message), problem, "{message}");
+        }
+        assert!(PullProblem::NotFound.needs_person() && !PullProblem::Limited.needs_person());
+    }
 
     #[test]
     fn docker_error__should_name_the_taken_port() {

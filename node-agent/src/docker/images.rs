@@ -1,24 +1,64 @@
-//! Images: is it here, which one is it, get it.
+//! Images: is it here, which one is it, get it, let it go.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeSet, HashMap},
+    future::ready,
+    time::Duration,
+};
 
-use bollard::{errors::Error, models::ImageInspect, query_parameters::CreateImageOptionsBuilder};
-use crabshack_shared::image::ImageReference;
-use futures_util::TryStreamExt as _;
+use bollard::{
+    auth::DockerCredentials,
+    errors::Error,
+    models::{CreateImageInfo, ImageInspect, ImageSummary},
+    query_parameters::{
+        CreateImageOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptions,
+        RemoveImageOptionsBuilder,
+    },
+};
+use crabshack_shared::{
+    agent_api::v1::{HeldImage, RegistryLogin},
+    image::{DEFAULT_REGISTRY, ImageReference},
+};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
     Docker, DockerError, NORMAL,
-    error::{message, status},
+    error::{PullProblem, message, status},
 };
 
 /// A pull may take as long as it likes while something moves.
 const PULL_PATIENCE: Duration = Duration::from_secs(600);
+/// Under which Docker knows its own registry.
+const DEFAULT_SERVER: &str = "https://index.docker.io/v1/";
+/// A node that has more names than this tells of the first ones only.
+const MOST_HELD: usize = 500;
 
 /// An image of the node.
 pub(super) struct Found {
     /// How Docker finds it: the reference, or its id when only that fits.
     pub(super) name: String,
     pub(super) details: ImageInspect,
+}
+
+/// Every image on the node, under its names.
+#[derive(Debug, Default)]
+pub(crate) struct ImageList(Vec<ImageSummary>);
+
+impl ImageList {
+    /// What the coordinator should know of them.
+    pub(crate) fn held(&self) -> Vec<HeldImage> {
+        let all: BTreeSet<HeldImage> = self.0.iter().flat_map(held).collect();
+        all.into_iter().take(MOST_HELD).collect()
+    }
+
+    /// Id and names of each.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (&str, Vec<ImageReference>)> {
+        self.0.iter().map(|image| {
+            let names = image.repo_tags.iter().chain(&image.repo_digests);
+            // `<none>:<none>` is no reference.
+            (image.id.as_str(), names.filter_map(|name| name.parse().ok()).collect())
+        })
+    }
 }
 
 impl Docker {
@@ -29,16 +69,24 @@ impl Docker {
         Ok(found.and_then(|found| digest(image, &found.details)))
     }
 
-    /// Gets an image from its registry. It may take minutes; ends after ten without progress.
-    pub(crate) async fn pull(&self, image: &ImageReference) -> Result<(), DockerError> {
+    /// Gets an image from its registry. It may take minutes; ends after ten without progress, and when
+    /// `go_on`, which hears of every line of Docker's, says no.
+    pub(crate) async fn pull(
+        &self,
+        image: &ImageReference,
+        login: Option<&RegistryLogin>,
+        mut go_on: impl FnMut(&CreateImageInfo) -> bool,
+    ) -> Result<(), DockerError> {
         let (repository, tag) = split(image);
         let options = CreateImageOptionsBuilder::default().from_image(repository).tag(tag).build();
         let client = self
             .client(PULL_PATIENCE)
             .map_err(|error| DockerError::of("pull the image", error))?;
-        let mut progress = client.create_image(Some(options), None, None);
+        let mut progress = client.create_image(Some(options), None, login.map(credentials));
         loop {
             match tokio::time::timeout(PULL_PATIENCE, progress.try_next()).await {
+                // Docker stops a pull that nobody listens to.
+                Ok(Ok(Some(line))) if !go_on(&line) => return Err(no_room(image)),
                 Ok(Ok(Some(_))) => {}
                 Ok(Ok(None)) => break,
                 Ok(Err(Error::DockerStreamError { error: message })) => return Err(refused(image, message)),
@@ -54,8 +102,67 @@ impl Docker {
         }
         match self.find_image(image).await? {
             Some(_) => Ok(()),
-            None => Err(refused(image, "the registry gave another image".to_owned())),
+            None => Err(DockerError::Pull {
+                image: image.clone(),
+                problem: PullProblem::Differs,
+                message: "the registry gave another image".to_owned(),
+            }),
         }
+    }
+
+    /// Every image there is.
+    pub(crate) async fn list_images(&self) -> Result<ImageList, DockerError> {
+        let list = self
+            .call(
+                NORMAL,
+                |client| async move { client.list_images(None::<ListImagesOptions>).await },
+            )
+            .await
+            .map_err(|error| DockerError::of("list its images", error))?;
+        Ok(ImageList(list))
+    }
+
+    /// Ids of the images of all containers, whoever made them.
+    pub(crate) async fn used_images(&self) -> Result<BTreeSet<String>, DockerError> {
+        let options = ListContainersOptionsBuilder::default().all(true).build();
+        let list = self
+            .call(NORMAL, |client| async move { client.list_containers(Some(options)).await })
+            .await
+            .map_err(|error| DockerError::of("list its containers", error))?;
+        Ok(list.into_iter().filter_map(|container| container.image_id).collect())
+    }
+
+    /// Takes the name by which an image was pulled from it, and the image with its last name. False: a
+    /// container uses it, so it stays. Idempotent.
+    pub(crate) async fn remove_image(&self, image: &ImageReference) -> Result<bool, DockerError> {
+        let (repository, tag) = split(image);
+        let separator = if image.digest().is_some() { '@' } else { ':' };
+        let name = format!("{repository}{separator}{tag}");
+        let options = RemoveImageOptionsBuilder::default().force(false).noprune(false).build();
+        let removed = self
+            .call(NORMAL, |client| async move {
+                client.remove_image(&name, Some(options), None).await
+            })
+            .await;
+        match removed {
+            Ok(_) => Ok(true),
+            Err(error) if status(&error) == Some(404) => Ok(true),
+            Err(error) if status(&error) == Some(409) => Ok(false),
+            Err(error) => Err(DockerError::of("remove an image", error)),
+        }
+    }
+
+    /// Says that images came or went, or got other names. Ends, or gives an error and ends, when dockerd goes.
+    pub(crate) fn image_events(&self) -> impl Stream<Item = Result<(), DockerError>> + Send + use<> {
+        let filters = HashMap::from([("type", vec!["image"])]);
+        let options = EventsOptionsBuilder::default().filters(&filters).build();
+        stream::once(ready(self.client(NORMAL)))
+            .map_ok(move |client| client.events(Some(options.clone())))
+            .try_flatten()
+            .map(|event| match event {
+                Ok(_) => Ok(()),
+                Err(error) => Err(DockerError::of("tell what happens", error)),
+            })
     }
 
     pub(super) async fn find_image(&self, image: &ImageReference) -> Result<Option<Found>, DockerError> {
@@ -70,7 +177,7 @@ impl Docker {
         let Some(id) = image.digest() else { return Ok(None) };
         let details = self.inspect_image(id).await?;
         Ok(details
-            .filter(|details| details.id.as_deref() == Some(id))
+            .filter(|details| details.id.as_deref() == Some(id) && may_be(image, details))
             .map(|details| Found {
                 name: id.to_owned(),
                 details,
@@ -89,24 +196,80 @@ impl Docker {
     }
 }
 
+/// An id alone could stand for any image: one that has names must have one of the reference's repository.
+fn may_be(image: &ImageReference, details: &ImageInspect) -> bool {
+    let location = image.location();
+    let names = details.repo_tags.iter().chain(&details.repo_digests).flatten();
+    let mut names = names.filter_map(|name| name.parse::<ImageReference>().ok()).peekable();
+    names.peek().is_none() || names.any(|name| name.location().is_beside(&location))
+}
+
+fn credentials(login: &RegistryLogin) -> DockerCredentials {
+    let server = if login.host == DEFAULT_REGISTRY {
+        DEFAULT_SERVER
+    } else {
+        &login.host
+    };
+    DockerCredentials {
+        username: Some(login.username.clone()),
+        password: Some(login.password.expose().to_owned()),
+        serveraddress: Some(server.to_owned()),
+        ..DockerCredentials::default()
+    }
+}
+
 fn refused(image: &ImageReference, message: String) -> DockerError {
     DockerError::Pull {
         image: image.clone(),
+        problem: PullProblem::of(&message),
         message,
+    }
+}
+
+fn no_room(image: &ImageReference) -> DockerError {
+    DockerError::Pull {
+        image: image.clone(),
+        problem: PullProblem::NoRoom,
+        message: "it was broken off when the node's disk was nearly full".to_owned(),
     }
 }
 
 /// The repository, and the digest or tag. Without either Docker would pull every tag there is.
 fn split(image: &ImageReference) -> (&str, &str) {
-    let start_of_last = image.name().rfind('/').map_or(0, |at| at + 1);
-    let (repository, tag) = match image.name()[start_of_last..].find(':') {
-        Some(at) => {
-            let (repository, tag) = image.name().split_at(start_of_last + at);
-            (repository, &tag[1..])
+    let (repository, tag) = crabshack_shared::image::split_tag(image.name());
+    (repository, image.digest().or(tag).unwrap_or("latest"))
+}
+
+/// An image under each of its names.
+fn held(image: &ImageSummary) -> Vec<HeldImage> {
+    let digests: Vec<(&str, &str)> = image.repo_digests.iter().filter_map(|text| text.split_once('@')).collect();
+    let digests: Vec<(&str, &str)> = digests.into_iter().filter(|(_, digest)| *digest != "<none>").collect();
+    let tags: Vec<&String> = image.repo_tags.iter().filter(|tag| !tag.starts_with("<none>")).collect();
+    let repository_of = |tag: &str| crabshack_shared::image::split_tag(tag).0.to_owned();
+    let mut all = Vec::new();
+    for tag in &tags {
+        let known = digests
+            .iter()
+            .find(|(name, _)| familiar(name) == familiar(&repository_of(tag)));
+        all.push(HeldImage {
+            name: (*tag).clone(),
+            digest: known.map_or(image.id.as_str(), |(_, digest)| digest).to_owned(),
+            local: known.is_none(),
+        });
+    }
+    for (name, digest) in digests {
+        if !all
+            .iter()
+            .any(|known| known.digest == digest && repository_of(&known.name) == name)
+        {
+            all.push(HeldImage {
+                name: name.to_owned(),
+                digest: digest.to_owned(),
+                local: false,
+            });
         }
-        None => (image.name(), "latest"),
-    };
-    (repository, image.digest().unwrap_or(tag))
+    }
+    all
 }
 
 /// The digest under which the reference's own repository knows the image, else its id.
@@ -139,6 +302,10 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn texts(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|&text| text.to_owned()).collect()
+    }
+
     #[test]
     fn image__should_be_split_into_repository_and_tag_or_digest() {
         let digest = format!("sha256:{}", "a".repeat(64));
@@ -152,7 +319,7 @@ mod tests {
     fn image_digest__should_be_the_one_of_its_own_repository() {
         let details = ImageInspect {
             id: Some("sha256:id".to_owned()),
-            repo_digests: Some(vec!["other@sha256:1".to_owned(), "name@sha256:2".to_owned()]),
+            repo_digests: Some(texts(&["other@sha256:1", "name@sha256:2"])),
             ..ImageInspect::default()
         };
         assert_eq!(
@@ -161,5 +328,39 @@ mod tests {
         );
         assert_eq!(digest(&image("third"), &details), Some("sha256:id".to_owned()));
         assert_eq!(digest(&image("third"), &ImageInspect::default()), None);
+    }
+
+    #[test]
+    fn image__should_not_be_taken_for_another_by_its_id() {
+        let named = |tags: &[&str]| ImageInspect {
+            repo_tags: Some(texts(tags)),
+            ..ImageInspect::default()
+        };
+        let wanted = image("owner/name:1");
+        assert!(may_be(&wanted, &named(&[])) && may_be(&wanted, &named(&["other:1", "owner/name:2"])));
+        assert!(!may_be(&wanted, &named(&["other:1"])));
+    }
+
+    #[test]
+    fn held__should_tell_what_came_from_a_registry() {
+        let summary = ImageSummary {
+            id: "sha256:id".to_owned(),
+            repo_tags: texts(&["host:5000/a:1", "own:1", "<none>:<none>"]),
+            repo_digests: texts(&["host:5000/a@sha256:1", "b/c@sha256:2", "<none>@<none>"]),
+            ..ImageSummary::default()
+        };
+        let held = |name: &str, digest: &str, local| HeldImage {
+            name: name.to_owned(),
+            digest: digest.to_owned(),
+            local,
+        };
+        assert_eq!(
+            super::held(&summary),
+            [
+                held("host:5000/a:1", "sha256:1", false),
+                held("own:1", "sha256:id", true),
+                held("b/c", "sha256:2", false),
+            ]
+        );
     }
 }

@@ -3,13 +3,13 @@
 
 use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
 
-use super::LedgerError;
+use super::{LedgerError, images};
 
 /// What this node agent writes.
 ///
 /// 1: orders and links. 2: events with their sequence, the phase last told of each instance, the
-/// coordinator's last answer, and which disks were kept on purpose.
-pub(super) const SCHEMA: u64 = 2;
+/// coordinator's last answer, and which disks were kept on purpose. 3: what is known of images.
+pub(super) const SCHEMA: u64 = 3;
 
 /// Numbers of the node.
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -48,6 +48,10 @@ pub(super) fn migrate(transaction: &WriteTransaction) -> Result<(), LedgerError>
             meta.insert(SEQUENCE, 0)?;
         }
         Some(_) => {}
+    }
+    // Begins empty: what was pulled before stays, since nobody knows who pulled it.
+    if found.is_none_or(|found| found < 3) {
+        images::open_tables(transaction)?;
     }
     meta.insert(VERSION, SCHEMA)?;
     Ok(())

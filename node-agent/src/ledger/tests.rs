@@ -4,7 +4,7 @@ use redb::{ReadableDatabase as _, TableDefinition};
 use super::*;
 use crate::fixtures::{order, report};
 
-fn ledger(folder: &Path) -> Ledger {
+pub(super) fn ledger(folder: &Path) -> Ledger {
     let key = SealKey::load_or_create(&folder.join("seal.key"), &folder.join("ledger.redb")).unwrap();
     Ledger::open(
         &folder.join("ledger.redb"),
@@ -14,8 +14,12 @@ fn ledger(folder: &Path) -> Ledger {
     .unwrap()
 }
 
-fn orders(revision: u64, instances: Vec<InstanceOrder>) -> Orders {
-    Orders { revision, instances }
+pub(super) fn orders(revision: u64, instances: Vec<InstanceOrder>) -> Orders {
+    Orders {
+        revision,
+        instances,
+        images: None,
+    }
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub(crate) async fn apply(node: &Node, armed: &ArmedCache, entry: &Entry, action
         }
         Action::PullImage(member) => {
             let spec = (member_of(entry, member)?.container)(&node.recipe_input(entry, &folder));
-            node.docker.pull(&spec.image).await?;
+            node.images.pull(&spec.image).await?;
         }
         Action::CreateContainer(member) => {
             let spec = (member_of(entry, member)?.container)(&node.recipe_input(entry, &folder));

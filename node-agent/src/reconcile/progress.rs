@@ -18,7 +18,7 @@ use super::{
     plan::{Action, Plan, must_be_made_again, plan},
     probe::{Health, Probes},
 };
-use crate::{lease, ledger::Entry, volume::Volume};
+use crate::{images::Images, lease, ledger::Entry, volume::Volume};
 
 #[derive(Default)]
 pub(crate) struct Progress(Mutex<State>);
@@ -143,7 +143,7 @@ impl Progress {
     }
 
     /// What to report of every instance now.
-    pub(super) fn reports(&self, probes: &Probes) -> Vec<InstanceReport> {
+    pub(super) fn reports(&self, probes: &Probes, images: &Images) -> Vec<InstanceReport> {
         let state = self.lock();
         let unknown = state
             .unknown
@@ -162,11 +162,12 @@ impl Progress {
                 pending_change: false,
                 last_exit: None,
                 ssh_port: *ssh_port,
+                pull: None,
             });
         state
             .instances
             .values()
-            .map(|instance| instance.report(probes))
+            .map(|instance| instance.report(probes, images))
             .chain(unknown)
             .collect()
     }
@@ -177,7 +178,7 @@ impl Progress {
 }
 
 impl Instance {
-    fn report(&self, probes: &Probes) -> InstanceReport {
+    fn report(&self, probes: &Probes, images: &Images) -> InstanceReport {
         let order = &self.entry.order;
         let health = match &self.seen.running {
             Some(docker_id) => probes.health(order.id, docker_id),
@@ -215,6 +216,9 @@ impl Instance {
             pending_change: self.is_pending(),
             last_exit: self.last_exit(),
             ssh_port: Some(order.spec.ssh_port),
+            pull: matches!(self.doing, Some(Action::PullImage(_)))
+                .then(|| images.progress(&order.spec.image))
+                .flatten(),
         }
     }
 

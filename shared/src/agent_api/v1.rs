@@ -22,6 +22,31 @@ pub struct Orders {
     pub revision: u64,
     /// One order per instance that the coordinator knows on this node.
     pub instances: Vec<InstanceOrder>,
+    /// What the node should know of images; none: an older coordinator does not tell.
+    #[serde(default)]
+    pub images: Option<ImageOrders>,
+}
+
+/// What a node should know of images.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageOrders {
+    /// Instances of these may be asked for, so the node keeps them ready.
+    #[serde(default)]
+    pub allowed: Vec<ImageReference>,
+    /// How to log in to registries.
+    #[serde(default)]
+    pub registries: Vec<RegistryLogin>,
+}
+
+/// How to log in to a registry, for pulling.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryLogin {
+    /// Host, perhaps with a port, as references name it.
+    pub host: String,
+    /// As whom.
+    pub username: String,
+    /// What proves it.
+    pub password: Secret,
 }
 
 /// What should be true of one instance on this node.
@@ -203,6 +228,18 @@ pub struct InstanceReport {
     /// tell.
     #[serde(default)]
     pub ssh_port: Option<u16>,
+    /// How far its image has come, while it is being pulled.
+    #[serde(default)]
+    pub pull: Option<PullProgress>,
+}
+
+/// How far an image has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullProgress {
+    /// Bytes that are here.
+    pub done: u64,
+    /// Bytes of the layers that the node knows of by now; grows in the beginning.
+    pub total: u64,
 }
 
 /// How a container ended by itself.
@@ -299,6 +336,21 @@ pub struct NodeFacts {
     /// What the node does not do because its disks are nearly full.
     #[serde(default)]
     pub pressure: Pressure,
+    /// Images it has by name, whoever brought them.
+    #[serde(default)]
+    pub images: Vec<HeldImage>,
+}
+
+/// An image that a node has.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HeldImage {
+    /// `repository:tag` as the node's Docker writes it, without the tag when it was pulled by digest.
+    pub name: String,
+    /// `sha256:...` as its registry knows it; of one that came from none, its id on the node.
+    pub digest: String,
+    /// It was built or imported on the node: no registry knows it.
+    #[serde(default)]
+    pub local: bool,
 }
 
 /// The disk behind a node's volumes.

@@ -13,6 +13,7 @@ use crabshack_shared::{
 use super::{super::internal, request::Checked};
 use crate::{
     app::App,
+    images,
     placement::{self, Need, NoRoom},
     store::{InstanceRecord, NewInstance, NoPlace, StoreError, wished},
 };
@@ -29,7 +30,10 @@ enum Refused {
 }
 
 /// Writes the wish down and wakes the reconciler. Runs to its end when the caller goes away.
-pub(super) async fn create(app: &Arc<App>, checked: Checked, owner: UserId) -> Result<InstanceRecord, Problem> {
+pub(super) async fn create(app: &Arc<App>, mut checked: Checked, owner: UserId) -> Result<InstanceRecord, Problem> {
+    // A registry is asked only about what could be made.
+    rehearse(app, &checked)?;
+    checked.spec.image = images::check(app, &checked.spec.service_type, &checked.spec.image).await?;
     let id = InstanceId::random();
     let new = NewInstance {
         id,
@@ -69,11 +73,34 @@ pub(super) async fn create(app: &Arc<App>, checked: Checked, owner: UserId) -> R
         }
     };
     let written = app.shutdown.tasks.spawn(task).await.map_err(internal)?;
-    written.map_err(|refused| match refused {
+    written.map_err(|refused| problem(refused, checked.name.as_ref()))
+}
+
+/// Refuses what could not be written anyway. What it finds may have changed when it is written.
+fn rehearse(app: &App, checked: &Checked) -> Result<(), Problem> {
+    let look = || -> Result<(), Refused> {
+        let reading = app.store.reading()?;
+        if let Some(name) = &checked.name
+            && reading.instance_named(name)?.is_some()
+        {
+            return Err(Refused::Place(NoPlace::NameTaken));
+        }
+        let records = reading.claims()?;
+        let mut candidates = placement::candidates(&reading.nodes()?, &records, &app.registry);
+        placement::seat_waiting(app.placement.as_ref(), &mut candidates, &records);
+        let need = Need::of(&checked.spec.service_type, &checked.spec.resources);
+        app.placement.choose(&mut candidates, need)?;
+        Ok(())
+    };
+    look().map_err(|refused| problem(refused, checked.name.as_ref()))
+}
+
+fn problem(refused: Refused, name: Option<&InstanceName>) -> Problem {
+    match refused {
         Refused::Store(error) => internal(error),
-        Refused::Place(why) => no_place(why, checked.name.as_ref()),
+        Refused::Place(why) => no_place(why, name),
         Refused::Room(why) => Problem::conflict(Code::NoCapacity, format!("no capacity: {why}")),
-    })
+    }
 }
 
 /// Why an instance cannot have its name or a port.

@@ -182,7 +182,9 @@ struct Changed {
 fn merge(record: &mut InstanceRecord, secrets: &mut InstanceSecrets, changes: Changes) -> Result<Changed, Problem> {
     let spec = &mut record.spec;
     fixed("service_type", changes.service_type, spec.service_type.as_str())?;
-    fixed("image", changes.image, &spec.image.to_string())?;
+    // What GET shows is the name without the digest.
+    let image = changes.image.filter(|asked| asked != spec.image.name());
+    fixed("image", image, &spec.image.to_string())?;
     if let Some(memory) = changes.memory {
         request::enough_memory(&spec.service_type, memory)?;
     }

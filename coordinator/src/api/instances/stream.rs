@@ -11,7 +11,7 @@ use axum::{
     },
 };
 use crabshack_shared::{
-    agent_api::v1::Phase,
+    agent_api::v1::{Phase, PullProgress},
     api::progress::{Progress, Stage},
     generation::Generation,
     ids::InstanceId,
@@ -197,13 +197,23 @@ fn judge(
         (Goal::Deleted { .. }, Phase::Deleted) => (Stage::Deleted, "Deleted".to_owned()),
         (_, Phase::Failed) => (Stage::Error, because("Failed")),
         (_, Phase::Creating) => (Stage::Pending, because("Creating the container")),
-        (_, Phase::Pulling) => (Stage::Pending, because("Pulling the image")),
+        (_, Phase::Pulling) => (Stage::Pending, because(&pulling(report.pull))),
         (_, Phase::Starting) => (Stage::Pending, because("Starting")),
         (_, Phase::Waiting) => (Stage::Pending, because("It ended and will be started again")),
         (_, Phase::Unhealthy) => (Stage::Pending, because("It does not answer")),
         (_, Phase::Stopping) => (Stage::Pending, because("Stopping")),
         (_, phase) => (Stage::Pending, because(status::phase_word(phase))),
     }
+}
+
+/// How far the image has come, for people.
+fn pulling(progress: Option<PullProgress>) -> String {
+    let Some(PullProgress { done, total }) = progress.filter(|progress| progress.total > 0) else {
+        return "Pulling the image".to_owned();
+    };
+    let percent = done.saturating_mul(100) / total;
+    let (done, total) = (done >> 20, total.div_ceil(1 << 20));
+    format!("Pulling the image: {percent} % ({done} of {total} MiB)")
 }
 
 #[cfg(test)]

@@ -93,6 +93,7 @@ fn migration__should_take_a_store_of_schema_1_over_as_it_is() {
         assert_eq!(store.secrets(&retired).unwrap(), secrets);
         assert_eq!(reading.last_generation().unwrap(), Generation { epoch: 1, counter: 3 });
         assert!(reading.events(living).unwrap().is_empty());
+        assert!(reading.images().unwrap().is_empty() && reading.registries().unwrap().is_empty());
     }
 }
 
@@ -108,7 +109,7 @@ fn newer_schema__should_be_refused_in_clear_words() {
     assert!(
         refused
             .to_string()
-            .contains("the store has schema 3, this version knows up to 2"),
+            .contains("the store has schema 4, this version knows up to 3"),
         "{refused}"
     );
 }

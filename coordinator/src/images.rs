@@ -1,0 +1,176 @@
+//! Which images instances are made from. Everything that can be known of an image is known before the
+//! first byte of a stream, and an instance is ordered by digest, so that a tag that is replaced later
+//! changes nothing.
+//!
+//! The rule: what a node has that came from no registry is used as it is; everything else is asked of its
+//! registry; what that does not give, at all or in time, is used as a node has it.
+
+mod allowed;
+mod judge;
+mod manifest;
+mod registry;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use crabshack_shared::{
+    agent_api::v1::{HeldImage, ImageOrders, RegistryLogin},
+    image::ImageReference,
+    instance::ServiceType,
+    problem::Problem,
+    telemetry::Chain,
+};
+
+use self::{manifest::Found, registry::RegistryError};
+use crate::{
+    api::internal,
+    app::App,
+    store::{Reading, RegistryRecord, StoreError},
+};
+
+/// A registry that takes longer gives no answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What is known of so many digests is remembered.
+const REMEMBERED: usize = 1000;
+
+/// Asks registries.
+#[derive(Debug)]
+pub(crate) struct Images {
+    http: reqwest::Client,
+    /// What was found under a digest never changes.
+    known: Mutex<HashMap<ImageReference, Found>>,
+}
+
+impl Images {
+    /// Asks through this client.
+    pub(crate) fn new(http: reqwest::Client) -> Self {
+        Self {
+            http,
+            known: Mutex::default(),
+        }
+    }
+
+    /// What a registry says of an image, within a bounded time.
+    async fn look_up(&self, image: &ImageReference, access: registry::Access) -> Result<Found, RegistryError> {
+        if image.digest().is_some()
+            && let Some(found) = self.known().get(image)
+        {
+            return Ok(found.clone());
+        }
+        let asked = registry::look_up(&self.http, image, access);
+        let found = tokio::time::timeout(PATIENCE, asked)
+            .await
+            .map_err(|_elapsed| RegistryError::Slow(PATIENCE))??;
+        if let Ok(pinned) = image.pinned(&found.digest) {
+            let mut known = self.known();
+            if known.len() >= REMEMBERED {
+                known.clear();
+            }
+            known.insert(pinned, found.clone());
+        }
+        Ok(found)
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<ImageReference, Found>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Checks an image for a service type: allowed, there, fit for the nodes. Returns the reference to order,
+/// which is pinned to a digest unless the image came from no registry.
+pub(crate) async fn check(app: &App, service_type: &ServiceType, image: &ImageReference) -> Result<ImageReference, Problem> {
+    let (image, held, architectures, access) = {
+        let reading = app.store.reading().map_err(internal)?;
+        let list = reading.images().map_err(internal)?;
+        let image = allowed::admit(&list, service_type.as_str(), image)?;
+        let (held, architectures) = nodes(app, &reading).map_err(internal)?;
+        let access = access(app, &reading, &image).map_err(internal)?;
+        (image, held, architectures, access)
+    };
+    if let Some(local) = judge::local(&image, &held) {
+        return Ok(local);
+    }
+    let asked = app.images.look_up(&image, access).await;
+    judge::judge(&image, asked, &held, &architectures)
+}
+
+/// The digest that a reference leads to now; of an image that came from no registry, its id.
+pub(crate) async fn digest(app: &App, image: &ImageReference) -> Result<String, Problem> {
+    let (held, access) = {
+        let reading = app.store.reading().map_err(internal)?;
+        let (held, _) = nodes(app, &reading).map_err(internal)?;
+        (held, access(app, &reading, image).map_err(internal)?)
+    };
+    if judge::local(image, &held).is_some()
+        && let Some(digest) = judge::held(image, &held)
+    {
+        return Ok(digest.to_owned());
+    }
+    match app.images.look_up(image, access).await {
+        Ok(found) => Ok(found.digest),
+        Err(error) => Err(judge::problem(image, &error)),
+    }
+}
+
+/// What nodes should know of images.
+pub(crate) fn orders(app: &App, reading: &Reading) -> Result<ImageOrders, StoreError> {
+    let list = reading.images()?;
+    let allowed = list
+        .iter()
+        .filter(|entry| entry.is_allowed())
+        .map(|entry| entry.pinned())
+        .collect();
+    let mut registries = Vec::new();
+    for record in reading.registries()? {
+        // One that cannot be opened must not keep a node from its orders.
+        match login(app, &record) {
+            Ok(login) => registries.extend(login),
+            Err(error) => {
+                tracing::error!(host = record.host, error = %Chain(&error), "the password of a registry cannot be opened");
+            }
+        }
+    }
+    Ok(ImageOrders { allowed, registries })
+}
+
+fn login(app: &App, record: &RegistryRecord) -> Result<Option<RegistryLogin>, StoreError> {
+    let Some(login) = &record.login else { return Ok(None) };
+    Ok(Some(RegistryLogin {
+        host: record.host.clone(),
+        username: login.username.clone(),
+        password: app.store.password(&record.host, login)?,
+    }))
+}
+
+/// What the nodes that speak to us have, and which architectures they are.
+fn nodes(app: &App, reading: &Reading) -> Result<(Vec<HeldImage>, BTreeSet<String>), StoreError> {
+    let mut held = Vec::new();
+    let mut architectures = BTreeSet::new();
+    for node in reading.nodes()? {
+        if node.revoked || !app.registry.is_alive(&node.id) {
+            continue;
+        }
+        if let Some(facts) = node.facts {
+            held.extend(facts.images);
+            architectures.insert(facts.architecture);
+        }
+    }
+    Ok((held, architectures))
+}
+
+/// How to ask the registry of an image.
+fn access(app: &App, reading: &Reading, image: &ImageReference) -> Result<registry::Access, StoreError> {
+    let host = image.location().registry;
+    let record = reading.registry(&host)?;
+    let login = match &record {
+        Some(record) => login(app, record)?,
+        None => None,
+    };
+    Ok(registry::Access {
+        plain_http: record.map_or_else(|| registry::is_loopback(&host), |record| record.plain_http),
+        login: login.map(|login| (login.username, login.password)),
+    })
+}
