@@ -17,7 +17,8 @@ TEST_SECONDS=2100
 main() {
   local everything=
   become_root "$0" "$@"
-  install_packages "${RUN_PACKAGES[@]}" "${POOL_PACKAGES[@]}" "${UNIT_PACKAGES[@]}" "${CLOCK_PACKAGES[@]}"
+  install_packages "${RUN_PACKAGES[@]}" "${POOL_PACKAGES[@]}" "${UNIT_PACKAGES[@]}" "${CLOCK_PACKAGES[@]}" \
+    "${REGISTRY_PACKAGES[@]}"
   ensure_rust
   if (($# == 0)); then
     step "Testing the scripts and the units"

@@ -128,6 +128,11 @@ fn pack(program: &Path, tar: &Path) -> anyhow::Result<()> {
     Ok(fs::rename(new, tar)?)
 }
 
+/// The stub's files.
+pub fn stub_tar() -> anyhow::Result<PathBuf> {
+    Ok(target_folder()?.join(TAR))
+}
+
 /// Imports the stub's image.
 pub async fn import_stub(dockerd: &Dockerd) -> anyhow::Result<()> {
     let changes = [
@@ -135,7 +140,7 @@ pub async fn import_stub(dockerd: &Dockerd) -> anyhow::Result<()> {
         "ENV HOME=/home/agent",
         r#"ENTRYPOINT ["/usr/local/bin/crabshack-stub-agent"]"#,
     ];
-    import(dockerd, &target_folder()?.join(TAR), STUB, &changes).await
+    import(dockerd, &stub_tar()?, STUB, &changes).await
 }
 
 /// `docker import` of a tar.

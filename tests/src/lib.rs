@@ -27,6 +27,7 @@ pub mod openclaw;
 pub mod passed;
 pub mod pool;
 pub mod process;
+pub mod registry;
 pub mod scratch;
 pub mod suite;
 pub mod tenant;

@@ -15,6 +15,9 @@ UNIT_PACKAGES=(systemd-analyze:systemd)
 # What lets clocks jump in tests.
 # shellcheck disable=SC2034
 CLOCK_PACKAGES=(faketime:faketime)
+# A registry for the tests of images.
+# shellcheck disable=SC2034
+REGISTRY_PACKAGES=(docker-registry:docker-registry)
 # shellcheck disable=SC2034
 IMAGE_PACKAGES=(debootstrap:debootstrap +debian-archive-keyring npm:npm)
 

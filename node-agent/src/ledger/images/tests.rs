@@ -3,7 +3,8 @@ use crabshack_shared::agent_api::v1::{Desired, RegistryLogin};
 use super::*;
 use crate::{
     fixtures,
-    ledger::tests::{ledger, orders, report},
+    fixtures::report,
+    ledger::tests::{ledger, orders},
 };
 
 #[test]
