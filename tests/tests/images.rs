@@ -289,13 +289,17 @@ async fn progress(machine: &Machine) -> anyhow::Result<()> {
 async fn pull_trouble(machine: &Machine) -> anyhow::Result<()> {
     let registry = Registry::start(machine).await?;
     let cases = [
-        ("cut", Fault::Cut(1 << 20), "cut"),
         ("limited", Fault::Status(429, None), "limits pulls"),
         ("failing", Fault::Status(500, None), "cannot be reached or fails"),
     ];
     Cluster::with(machine, async |cluster| {
+        // What is cut goes on where it ended, so nobody needs to hear of it.
+        registry.push("cut", "1", &Build::large(3)).await?;
+        registry.faults.set_for(Caller::Docker, Fault::Cut(1 << 20));
+        cluster.client.create(&from("cut", &registry.reference("cut", "1"))).await?;
+        registry.faults.set(&Fault::None);
         for (name, fault, words) in cases {
-            registry.push(name, "1", &Build::large(3)).await?;
+            registry.push(name, "1", &Build::default()).await?;
             registry.faults.set_for(Caller::Docker, fault);
             let body = from(name, &registry.reference(name, "1"));
             let mut events = cluster.client.events("/instances", &body).await?;
@@ -574,7 +578,7 @@ async fn full_disk(machine: &Machine) -> anyhow::Result<()> {
             Ok(!is_here(engine, &by_digest("old", &old)).await?)
         })
         .await?;
-        reason(&cluster, "big", "is nearly full").await?;
+        reason(&cluster, "big", "nearly full").await?;
         command::run(&format!("mount -o remount,size=16g {folder}"))?;
         registry.faults.set(&Fault::None);
         become_true("it gets ready when there is room", PULL_PATIENCE, async || {
