@@ -147,10 +147,8 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     match &fault {
         Fault::Late(delay) => sleep(*delay).await,
         Fault::Status(status, retry_after) => return refusal(*status, *retry_after),
-        Fault::Basic(name, password) => {
-            if !shows(&request, &basic(name, password)) {
-                return challenge("Basic realm=\"tests\"");
-            }
+        Fault::Basic(name, password) if !shows(&request, &basic(name, password)) => {
+            return challenge("Basic realm=\"tests\"");
         }
         Fault::Token(name, password) if request.uri.path() == "/token" => {
             return if shows(&request, &basic(name, password)) {
@@ -159,11 +157,9 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
                 challenge("Basic realm=\"tests\"")
             };
         }
-        Fault::Token(..) => {
-            if !shows(&request, &format!("Bearer {TOKEN}")) {
-                let realm = format!("Bearer realm=\"http://{}/token\",service=\"tests\"", super::HOST);
-                return challenge(&realm);
-            }
+        Fault::Token(..) if !shows(&request, &format!("Bearer {TOKEN}")) => {
+            let realm = format!("Bearer realm=\"http://{}/token\",service=\"tests\"", super::HOST);
+            return challenge(&realm);
         }
         _ => {}
     }
@@ -214,7 +210,8 @@ async fn forward(shared: &Arc<Shared>, caller: Caller, fault: &Fault, request: &
     let mut answer = Response::builder().status(upstream.status());
     let hop_by_hop = BTreeSet::from(["connection", "transfer-encoding", "date"]);
     for (name, value) in upstream.headers() {
-        if !hop_by_hop.contains(name.as_str()) && !(*fault == Fault::Lies && name == header::CONTENT_LENGTH) {
+        let is_wrong = *fault == Fault::Lies && name == header::CONTENT_LENGTH;
+        if !is_wrong && !hop_by_hop.contains(name.as_str()) {
             answer = answer.header(name, value);
         }
     }
