@@ -2,7 +2,7 @@
 //! addresses and ports differ from run to run, so they get names.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs,
     os::unix::fs::MetadataExt as _,
     path::Path,
@@ -64,9 +64,25 @@ pub(super) fn difference(expected: &Value, given: &Value) -> Option<String> {
     (expected != given).then(|| format!("missing {missing:#?}, unexpected {extra:#?}"))
 }
 
+/// What is in these and not in those; a line that comes twice must be there twice.
 fn minus(these: &[String], those: &[String]) -> Vec<String> {
-    let those: BTreeSet<_> = those.iter().collect();
-    these.iter().filter(|line| !those.contains(line)).take(12).cloned().collect()
+    let mut left = BTreeMap::<&str, usize>::new();
+    for line in those {
+        *left.entry(bare(line)).or_default() += 1;
+    }
+    let is_new = |line: &&String| match left.get_mut(bare(line)) {
+        Some(count) if *count > 0 => {
+            *count -= 1;
+            false
+        }
+        _ => true,
+    };
+    these.iter().filter(is_new).take(12).cloned().collect()
+}
+
+/// Without what depends on its place in a list.
+fn bare(line: &str) -> &str {
+    line.trim_end_matches(',')
 }
 
 async fn look(cluster: &Cluster<'_>, ids: &Ids) -> anyhow::Result<Value> {
@@ -94,7 +110,7 @@ async fn look(cluster: &Cluster<'_>, ids: &Ids) -> anyhow::Result<Value> {
         // A restart whose answer was lost is asked for twice.
         labels.remove("crabshack.restarts");
         labels.remove("crabshack.recipe");
-        let labels: std::collections::BTreeMap<_, _> = labels.into_iter().collect();
+        let labels: BTreeMap<_, _> = labels.into_iter().collect();
         containers.push(json!({
             "name": container.name, "running": engine::is_running(&container), "labels": labels, "host": container.host_config,
             "environment": config.and_then(|config| config.env.clone()), "image": config.and_then(|config| config.image.clone()),
@@ -103,7 +119,7 @@ async fn look(cluster: &Cluster<'_>, ids: &Ids) -> anyhow::Result<Value> {
     let mut networks = Vec::new();
     for network in engine::networks(docker).await? {
         networks.push(json!({
-            "name": network.name, "options": network.options.map(|options| options.into_iter().collect::<std::collections::BTreeMap<_, _>>()),
+            "name": network.name, "options": network.options.map(|options| options.into_iter().collect::<BTreeMap<_, _>>()),
             "internal": network.internal, "ipv6": network.enable_ipv6,
         }));
     }
