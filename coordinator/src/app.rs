@@ -7,6 +7,7 @@ use crabshack_shared::{
     ids::{InstanceId, NodeId},
     instance::{InstanceName, InstanceStatus, ServiceType},
     secret::Secret,
+    services::Profile,
     shutdown::Shutdown,
 };
 
@@ -53,6 +54,9 @@ pub(crate) struct GatewayTarget {
     pub(crate) service_type: ServiceType,
     /// Opens the instance's gateway.
     pub(crate) token: Secret,
+    /// The agent's own token, which visitors do not know.
+    pub(crate) agent_token: Secret,
+    pub(crate) profile: Profile,
     /// Under which browsers see it, like `http://agent-1.localhost:3000`.
     pub(crate) origin: String,
     /// None: not placed, or its node was thrown out or never reported.
@@ -93,10 +97,12 @@ impl App {
         };
         let alive = record.assignment.as_ref().is_none_or(|node| self.registry.is_alive(node));
         let status = status::of(&record, observation.as_ref(), alive);
-        let token = self.store.secrets(&record)?.token;
+        let secrets = self.store.secrets(&record)?;
         Ok(Some(GatewayTarget {
             id: record.id,
-            token,
+            agent_token: secrets.agent_token().clone(),
+            token: secrets.token,
+            profile: record.spec.profile,
             origin: self.settings.origin(name),
             node,
             status: status.word,

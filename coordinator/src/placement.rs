@@ -7,6 +7,7 @@ use crabshack_shared::{
     agent_api::v1::Pressure,
     ids::{InstanceId, NodeId},
     resources::Resources,
+    services,
 };
 
 pub(crate) use embedded::Embedded;
@@ -26,6 +27,8 @@ pub(crate) struct Need {
     pub(crate) cpus: u32,
     /// Bytes of disk that are promised.
     pub(crate) storage: u64,
+    /// A runtime that the node's Docker must offer.
+    pub(crate) runtime: Option<&'static str>,
 }
 
 impl Need {
@@ -36,6 +39,7 @@ impl Need {
             memory: resources.memory.get().max(minimum),
             cpus: resources.cpus.milli(),
             storage: resources.storage.get(),
+            runtime: services::service(service_type).and_then(|service| service.runtime),
         }
     }
 
@@ -46,6 +50,8 @@ impl Need {
             memory: grown(before.memory, after.memory),
             cpus: if after.cpus > before.cpus { after.cpus } else { 0 },
             storage: grown(before.storage, after.storage),
+            // It is on a node that has it.
+            runtime: None,
         }
     }
 }
@@ -66,6 +72,8 @@ pub(crate) struct Candidate {
     pub(crate) promised: u64,
     /// Its disks are nearly full: it makes nothing new.
     pub(crate) pressed: bool,
+    /// Runtimes that its Docker offers.
+    pub(crate) runtimes: Vec<String>,
 }
 
 impl Candidate {
@@ -86,6 +94,7 @@ impl Candidate {
                 .map(|storage| storage.total.get()),
             promised: taken.storage,
             pressed: facts.pressure != Pressure::None,
+            runtimes: facts.runtimes.clone(),
         })
     }
 }
@@ -95,6 +104,8 @@ impl Candidate {
 pub(crate) enum NoRoom {
     #[error("no node is connected")]
     NoNode,
+    #[error("no node that is connected has the Docker runtime `{0}`: install it on one, then restart its Docker")]
+    Runtime(&'static str),
     #[error("the disks of every node that is connected are nearly full")]
     Pressed,
     #[error("no node has {} of unreserved memory", mebibytes(*.0))]
@@ -110,6 +121,7 @@ impl NoRoom {
     pub(crate) fn on_its_node(&self) -> String {
         match self {
             Self::NoNode => "its node is not connected".to_owned(),
+            Self::Runtime(name) => format!("its node does not have the Docker runtime `{name}`"),
             Self::Pressed => "the disks of its node are nearly full".to_owned(),
             Self::Memory(bytes) => format!("its node does not have {} of unreserved memory", mebibytes(*bytes)),
             Self::Processors(count) => format!("its node does not have {} processors", f64::from(*count) / 1000.0),
@@ -143,6 +155,7 @@ pub(crate) fn taken<'a>(node: &NodeId, claims: impl Iterator<Item = &'a Instance
             Need {
                 memory: sum.memory.saturating_add(memory),
                 cpus: 0,
+                runtime: None,
                 storage: sum.storage.saturating_add(need.storage),
             }
         })

@@ -53,6 +53,7 @@ pub(crate) fn record(desired: Desired, node: Option<&str>) -> InstanceRecord {
             },
             ssh_pubkey: None,
             nearai_api_url: "https://example.com/v1".to_owned(),
+            profile: Default::default(),
         },
         sealed: serde_json::from_value::<Sealed>(json!("")).unwrap(),
         ssh_port: 19_001,

@@ -248,6 +248,7 @@ async fn start(settings: &Settings, inherited: &Inherited, shutdown: &Shutdown, 
         images: Arc::clone(&images),
         service_address: settings.pool.service_address(),
         ssh_bind: settings.ssh_bind,
+        ssh_image: Arc::new(settings.ssh_image.clone()),
     };
     let probes = Probes::new(Arc::clone(&wake)).map_err(StartError::Probes)?;
     let halt = Halt::new(settings.halt_at.clone());

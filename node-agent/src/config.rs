@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use crabshack_shared::{config as shared_config, halt::HaltPoint, secret::Secret, telemetry::LogFormat};
+use crabshack_shared::{config as shared_config, halt::HaltPoint, image::ImageReference, secret::Secret, telemetry::LogFormat};
 use ipnet::Ipv4Net;
 
 use crate::{images::Pattern, link::Pool, pool::PoolCommand};
@@ -64,6 +64,10 @@ pub(crate) struct Settings {
     /// Address of the node on which SSH ports are published.
     #[arg(long, env = "CRABSHACK_SSH_BIND", default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
     pub(crate) ssh_bind: IpAddr,
+
+    /// Image of the SSH server that stands beside agents without one of their own (`infra/images/ssh/build.sh`).
+    #[arg(long, env = "CRABSHACK_SSH_IMAGE", default_value = "crabshack/ssh:1")]
+    pub(crate) ssh_image: ImageReference,
 
     /// Docker's socket.
     #[arg(

@@ -13,7 +13,7 @@ use std::{
 use bollard::errors::Error;
 use bollard::models::ContainerSummaryStateEnum;
 use chrono::{DateTime, Utc};
-use crabshack_shared::{generation::Generation, ids::InstanceId};
+use crabshack_shared::{generation::Generation, ids::InstanceId, services::Profile};
 use ipnet::Ipv4Net;
 use rustix::process::{Resource, getrlimit};
 
@@ -37,6 +37,7 @@ mod stats;
 mod strangers;
 
 pub(crate) use self::{
+    body::COMPATIBLE_CAPABILITIES,
     error::DockerError,
     facts::DockerFacts,
     hardening::{Hardening, MountFound, PortFound},
@@ -124,8 +125,8 @@ impl Docker {
     }
 
     /// The security options that a container of today gets.
-    pub(crate) fn security_options(&self) -> Vec<String> {
-        body::security(self.abilities().unfiltered)
+    pub(crate) fn security_options(&self, profile: Profile) -> Vec<String> {
+        body::security(profile, self.abilities().unfiltered)
     }
 
     /// A client whose answers must begin within the limit. Only unix sockets are dialled, and the

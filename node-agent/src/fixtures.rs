@@ -32,12 +32,15 @@ pub(crate) fn order(desired: Desired, counter: u64) -> InstanceOrder {
             ssh_port: 19001,
             ssh_pubkey: None,
             nearai_api_url: "https://models.example/v1".to_owned(),
+            profile: Default::default(),
             public_origin: "http://agent.localhost:3000".to_owned(),
         },
         secrets: InstanceSecrets {
             token: Secret::random(),
             nearai_api_key: Secret::random(),
             extra_env: BTreeMap::from([("EXTRA".to_owned(), Secret::random())]),
+            workload_token: None,
+            master_key: None,
         },
     }
 }

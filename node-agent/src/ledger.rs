@@ -296,7 +296,7 @@ impl Ledger {
 
     fn link(&self, order: &InstanceOrder, index: u32) -> Result<Link, PoolError> {
         let link = self.pool.link(order.id, index)?;
-        Ok(link.shared_by(recipe::members(&order.spec.service_type).into_iter().map(Member::position)))
+        Ok(link.shared_by(recipe::members(&order.spec).into_iter().map(Member::position)))
     }
 
     fn load(&self) -> Result<(State, Option<Moment>), LedgerError> {

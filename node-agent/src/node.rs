@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use crabshack_shared::image::ImageReference;
+
 use crate::{
     docker::Docker,
     egress::Egress,
@@ -25,6 +27,7 @@ pub(crate) struct Node {
     pub(crate) images: Arc<Images>,
     pub(crate) service_address: Ipv4Addr,
     pub(crate) ssh_bind: IpAddr,
+    pub(crate) ssh_image: Arc<ImageReference>,
 }
 
 impl Node {
@@ -34,13 +37,14 @@ impl Node {
     }
 
     /// What a recipe needs to know.
-    pub(crate) fn recipe_input<'a>(&self, entry: &'a Entry, folder: &'a InstanceFolder) -> RecipeInput<'a> {
+    pub(crate) fn recipe_input<'a>(&'a self, entry: &'a Entry, folder: &'a InstanceFolder) -> RecipeInput<'a> {
         RecipeInput {
             order: &entry.order,
             link: &entry.link,
             folder,
             service_address: self.service_address,
             ssh_bind: self.ssh_bind,
+            ssh_image: &self.ssh_image,
         }
     }
 }

@@ -12,16 +12,19 @@ use crabshack_shared::{
     generation::Generation,
     ids::InstanceId,
     image::ImageReference,
-    instance::{InstanceName, ServiceType},
+    instance::InstanceName,
     resources::{Bytes, Cpus, Resources},
     secret::Secret,
+    services::{Profile, Service},
 };
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::{link::Link, volume::InstanceFolder};
 
+mod ironclaw;
 mod openclaw;
+mod parts;
 
 #[cfg(test)]
 pub(crate) use openclaw::tests as openclaw_fixture;
@@ -70,19 +73,24 @@ impl Member {
 }
 
 /// Every recipe there is.
-static RECIPES: [(&str, Recipe); 1] = [(ServiceType::OPENCLAW, openclaw::RECIPE)];
+static RECIPES: [Recipe; 5] = [
+    openclaw::STRICT,
+    openclaw::COMPATIBLE,
+    ironclaw::STRICT,
+    ironclaw::COMPATIBLE,
+    ironclaw::WITH_DOCKER,
+];
 
-/// The recipe of a service type; none: this node does not know it.
-pub(crate) fn recipe(service_type: &ServiceType) -> Option<&'static Recipe> {
+/// The recipe of an instance; none: this node does not know its service type in that profile.
+pub(crate) fn recipe(spec: &InstanceSpec) -> Option<&'static Recipe> {
     RECIPES
         .iter()
-        .find(|(name, _)| *name == service_type.as_str())
-        .map(|(_, recipe)| recipe)
+        .find(|recipe| recipe.service.name == spec.service_type.as_str() && recipe.profile == spec.profile)
 }
 
-/// The containers that an instance of this type has; of a type that is not known, all that there can be.
-pub(crate) fn members(service_type: &ServiceType) -> Vec<Member> {
-    match recipe(service_type) {
+/// The containers that an instance has; of a service type that is not known, all that there can be.
+pub(crate) fn members(spec: &InstanceSpec) -> Vec<Member> {
+    match recipe(spec) {
         Some(recipe) => recipe.members.iter().map(|recipe| recipe.member).collect(),
         None => Member::ALL.to_vec(),
     }
@@ -90,13 +98,14 @@ pub(crate) fn members(service_type: &ServiceType) -> Vec<Member> {
 
 /// Why this node does not run such an instance, whoever asks; none: it does.
 pub(crate) fn refusal(spec: &InstanceSpec) -> Option<String> {
-    let Some(recipe) = recipe(&spec.service_type) else {
+    let Some(recipe) = recipe(spec) else {
         return Some(format!(
-            "this node knows no recipe for the service type `{}`: update its node agent",
-            spec.service_type
+            "this node knows no recipe for the service type `{}` in the profile `{}`: update its node agent",
+            spec.service_type,
+            spec.profile.name()
         ));
     };
-    let (memory, minimum) = (spec.resources.memory, recipe.minimum_memory);
+    let (memory, minimum) = (spec.resources.memory, recipe.service.minimum_memory);
     (memory < minimum).then(|| {
         format!(
             "mem_limit {memory} is too little for `{}`: it needs {minimum}",
@@ -108,18 +117,13 @@ pub(crate) fn refusal(spec: &InstanceSpec) -> Option<String> {
 /// How one service type is run.
 #[derive(Debug)]
 pub(crate) struct Recipe {
-    /// Ports of the container that the data plane may reach.
-    pub(crate) ports: &'static [u16],
-    /// The one of them that serves HTTP and WebSocket.
-    pub(crate) gateway_port: u16,
-    /// Answers 200 without authentication as soon as the instance is ready.
-    pub(crate) health_path: &'static str,
-    /// How long the instance may take to end by itself.
-    pub(crate) stop_grace: Duration,
-    /// Run in the container after its managed settings changed; exit code 0 is success.
+    /// What the coordinator knows of it too.
+    pub(crate) service: Service,
+    /// How tightly its images can be held.
+    pub(crate) profile: Profile,
+    /// Run in the container after its managed settings changed; exit code 0 is success. Empty: it has
+    /// no managed settings.
     pub(crate) reconfigure: &'static [&'static str],
-    /// With less, the instance does not get up.
-    pub(crate) minimum_memory: Bytes,
     /// Exit codes of the main container that a further start would only repeat.
     pub(crate) never_restart_exit: &'static [i64],
     /// The containers to make, the main one first.
@@ -141,8 +145,20 @@ pub(crate) struct MemberRecipe {
     pub(crate) member: Member,
     /// Its part of what the instance may use.
     pub(crate) limits: fn(&Resources) -> Limits,
+    /// How it is asked to end.
+    pub(crate) stop: Stop,
     /// The container to make.
     pub(crate) container: fn(&RecipeInput<'_>) -> ContainerSpec,
+}
+
+/// How a container is asked to end, before it is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stop {
+    pub(crate) signal: &'static str,
+    /// How long it may take.
+    pub(crate) grace: Duration,
+    /// It misses signals while it is busy, so it gets one every second.
+    pub(crate) repeated: bool,
 }
 
 /// What a container may use. Changes while it runs, so it is no part of the recipe's hash.
@@ -169,6 +185,8 @@ pub(crate) struct RecipeInput<'a> {
     pub(crate) service_address: Ipv4Addr,
     /// The node's address on which its SSH port is published.
     pub(crate) ssh_bind: IpAddr,
+    /// The SSH server of instances whose agent has none.
+    pub(crate) ssh_image: &'a ImageReference,
 }
 
 /// A container to make, without any secret: all of this is readable by whoever may talk to Docker.
@@ -179,6 +197,9 @@ pub(crate) struct ContainerSpec {
     /// Which of its containers.
     #[serde(skip_serializing_if = "Member::is_main")]
     pub(crate) member: Member,
+    /// How tightly it is held.
+    #[serde(skip_serializing_if = "is_strict")]
+    pub(crate) profile: Profile,
     /// Host name inside.
     pub(crate) hostname: InstanceName,
     /// What it is made from.
@@ -228,6 +249,10 @@ impl ContainerSpec {
         self.recipe = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         self
     }
+}
+
+fn is_strict(profile: &Profile) -> bool {
+    *profile == Profile::Strict
 }
 
 /// A folder of the node inside the container.

@@ -233,7 +233,7 @@ impl Reconciler {
     fn decide(self: &Arc<Self>, entry: &Arc<Entry>, snapshot: &Snapshot, workers: &mut JoinSet<()>) -> Option<Duration> {
         let id = entry.order.id;
         let seen = snapshot.instances.get(&id)?;
-        let recipe = recipe::recipe(&entry.order.spec.service_type);
+        let recipe = recipe::recipe(&entry.order.spec);
         let never_restart = recipe.map_or(&[][..], |recipe| recipe.never_restart_exit);
         // What runs already is not touched when the node's list changes.
         let refused_image = || {
@@ -247,8 +247,8 @@ impl Reconciler {
                 instance: id,
                 docker_id: docker_id.clone(),
                 address: entry.link.address,
-                port: recipe.gateway_port,
-                path: recipe.health_path,
+                port: recipe.service.gateway_port,
+                path: recipe.service.health_path,
             }),
             _ => self.probes.forget(id),
         }

@@ -7,6 +7,7 @@
 
 mod btrfs;
 mod folder;
+mod inner;
 mod mounts;
 mod nested;
 mod sysfs;
@@ -197,6 +198,7 @@ impl Volumes {
     /// Removes everything of an instance, also what an earlier call left. Idempotent.
     pub(crate) async fn remove(&self, id: InstanceId) -> Result<(), VolumeError> {
         let folder = self.folder(id);
+        self.remove_inner(&folder.inner).await?;
         if let Some(btrfs) = &self.btrfs {
             self.remove_subvolumes(btrfs, id, &folder).await?;
         }

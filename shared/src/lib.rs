@@ -20,6 +20,7 @@ pub mod resources;
 pub mod seal;
 pub mod secret;
 pub mod serve;
+pub mod services;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

@@ -84,6 +84,11 @@ pub struct InvalidCpus(String);
 pub struct Cpus(u32);
 
 impl Cpus {
+    /// So many thousandths of one CPU.
+    pub const fn thousandths(count: u32) -> Self {
+        Self(count)
+    }
+
     /// Docker's `NanoCpus`.
     pub const fn nano(self) -> i64 {
         self.0 as i64 * 1_000_000

@@ -77,7 +77,21 @@ pub struct Service {
 /// Where every image serves its gateway.
 const GATEWAY_PORT: u16 = 18_789;
 
-const IRONCLAW: Service = Service {
+/// The OpenClaw gateway with SSH beside it.
+pub const OPENCLAW: Service = Service {
+    name: ServiceType::OPENCLAW,
+    minimum_memory: Bytes::gibibytes(1),
+    gateway_port: GATEWAY_PORT,
+    health_path: "/healthz",
+    identity: Identity::Header("x-forwarded-user", OWNER),
+    origin: Origin::Public,
+    keeps_secrets: false,
+    runtime: None,
+    published: &["nearaidev/openclaw-nearai-worker"],
+};
+
+/// The IronClaw worker, with SSH in a container of its own.
+pub const IRONCLAW: Service = Service {
     name: "ironclaw",
     minimum_memory: Bytes::mebibytes(512),
     gateway_port: GATEWAY_PORT,
@@ -90,28 +104,17 @@ const IRONCLAW: Service = Service {
     published: &["nearaidev/ironclaw-nearai-worker"],
 };
 
+/// IronClaw with a Docker of its own inside.
+pub const IRONCLAW_DIND: Service = Service {
+    name: "ironclaw-dind",
+    minimum_memory: Bytes::gibibytes(1),
+    runtime: Some(SYSBOX),
+    published: &["nearaidev/ironclaw-dind"],
+    ..IRONCLAW
+};
+
 /// Every service type there is.
-pub static SERVICES: [Service; 3] = [
-    Service {
-        name: ServiceType::OPENCLAW,
-        minimum_memory: Bytes::gibibytes(1),
-        gateway_port: GATEWAY_PORT,
-        health_path: "/healthz",
-        identity: Identity::Header("x-forwarded-user", OWNER),
-        origin: Origin::Public,
-        keeps_secrets: false,
-        runtime: None,
-        published: &["nearaidev/openclaw-nearai-worker"],
-    },
-    IRONCLAW,
-    Service {
-        name: "ironclaw-dind",
-        minimum_memory: Bytes::gibibytes(1),
-        runtime: Some(SYSBOX),
-        published: &["nearaidev/ironclaw-dind"],
-        ..IRONCLAW
-    },
-];
+pub static SERVICES: [Service; 3] = [OPENCLAW, IRONCLAW, IRONCLAW_DIND];
 
 /// The row of a service type; none: it is not known here.
 pub fn service(service_type: &ServiceType) -> Option<&'static Service> {
@@ -158,7 +161,10 @@ mod tests {
     #[test]
     fn service__should_be_found_by_its_name() {
         for known in &SERVICES {
-            assert_eq!(service(&ServiceType::new(known.name)).map(|found| found.name), Some(known.name));
+            assert_eq!(
+                service(&ServiceType::new(known.name)).map(|found| found.name),
+                Some(known.name)
+            );
         }
         assert!(service(&ServiceType::new("other")).is_none());
     }

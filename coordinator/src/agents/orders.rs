@@ -119,6 +119,7 @@ fn order(app: &App, node: &NodeId, record: InstanceRecord) -> Result<InstanceOrd
             ssh_port: record.ssh_port,
             ssh_pubkey: record.spec.ssh_pubkey,
             nearai_api_url: record.spec.nearai_api_url,
+            profile: record.spec.profile,
             public_origin: app.settings.origin(&record.name),
         },
         secrets,

@@ -83,8 +83,9 @@ pub(super) fn introduce(headers: &mut HeaderMap, client: IpAddr, origin: &str, u
     say(HeaderName::from_static("x-forwarded-proto"), scheme);
     say(HeaderName::from_static("x-forwarded-host"), authority);
     say(HOST, authority);
+    let own = upstream.origin.clone().or_else(|| HeaderValue::from_str(origin).ok());
     if headers.contains_key(ORIGIN)
-        && let Ok(value) = HeaderValue::from_str(origin)
+        && let Some(value) = own
     {
         headers.insert(ORIGIN, value);
     }
@@ -95,9 +96,14 @@ pub(super) fn introduce(headers: &mut HeaderMap, client: IpAddr, origin: &str, u
 
 #[cfg(test)]
 mod tests {
-    use crabshack_shared::instance::ServiceType;
+    use crabshack_shared::{instance::ServiceType, secret::Secret, services::Profile};
 
     use super::*;
+
+    fn upstream(service_type: &str, profile: Profile) -> Upstream {
+        let token = Secret::from("the-agents-own".to_owned());
+        Upstream::of(&ServiceType::new(service_type), profile, &token)
+    }
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -143,7 +149,7 @@ mod tests {
 
     #[test]
     fn introduce__should_name_the_visitor_and_the_one_origin() {
-        let upstream = Upstream::of(&ServiceType::new(ServiceType::OPENCLAW));
+        let upstream = upstream(ServiceType::OPENCLAW, Profile::Strict);
         let mut request = headers(&[("host", "A.localhost:9999"), ("origin", "http://elsewhere.example")]);
         introduce(
             &mut request,
@@ -175,9 +181,34 @@ mod tests {
     }
 
     #[test]
+    fn introduce__should_show_an_agent_its_own_token_and_no_other() {
+        let visit = |upstream: &Upstream| {
+            let mut request = headers(&[
+                ("authorization", "Bearer visitors-own"),
+                ("origin", "http://a.localhost:3000"),
+            ]);
+            introduce(
+                &mut request,
+                "203.0.113.9".parse().unwrap(),
+                "http://a.localhost:3000",
+                upstream,
+            );
+            ["authorization", "origin"].map(|name| request[name].to_str().unwrap().to_owned())
+        };
+        assert_eq!(
+            visit(&upstream("ironclaw", Profile::Strict)),
+            ["Bearer the-agents-own", "http://localhost"],
+            "it lets in pages of its own machine only"
+        );
+        let compatible = visit(&upstream("openclaw", Profile::Compatible));
+        assert_eq!(compatible, ["Bearer the-agents-own", "http://a.localhost:3000"]);
+        assert_eq!(visit(&upstream("openclaw", Profile::Strict))[0], "Bearer visitors-own");
+    }
+
+    #[test]
     fn introduce__should_give_no_identity_to_a_service_type_that_wants_none() {
         let mut request = HeaderMap::new();
-        let upstream = Upstream::of(&ServiceType::new("other"));
+        let upstream = upstream("other", Profile::Strict);
         introduce(
             &mut request,
             "203.0.113.9".parse().unwrap(),

@@ -88,7 +88,7 @@ impl Gateway {
         if protocols.is_some() && !body.is_end_stream() {
             return Err(Refusal::Malformed("a request for an upgrade has no body"));
         }
-        let upstream = Upstream::of(&target.service_type);
+        let upstream = Upstream::of(&target.service_type, target.profile, &target.agent_token);
         let uri = destination(target, node, &upstream).uri(visit.path).map_err(|error| {
             error!(instance = %target.id, "gateway: no URI for the agent: {}", Chain(&error));
             Refusal::Internal

@@ -67,6 +67,8 @@ impl Running {
             id: InstanceId::random(),
             service_type: ServiceType::new(ServiceType::OPENCLAW),
             token: Secret::random(),
+            agent_token: Secret::random(),
+            profile: Default::default(),
             origin: "http://a.localhost:3000".to_owned(),
             node: Some(NodeDial {
                 id: node.id.clone(),

@@ -8,7 +8,11 @@ pub(crate) fn least_reserved(candidates: &[Candidate], need: Need, overcommit: f
         return Err(NoRoom::NoNode);
     }
     let mut left: Vec<(usize, &Candidate)> = candidates.iter().enumerate().collect();
-    let steps: [(Fits, NoRoom); 4] = [
+    let steps: [(Fits, NoRoom); 5] = [
+        (
+            &|candidate| has_runtime(candidate, need),
+            NoRoom::Runtime(need.runtime.unwrap_or_default()),
+        ),
         (&|candidate| !candidate.pressed, NoRoom::Pressed),
         (&|candidate| candidate.cpus >= need.cpus, NoRoom::Processors(need.cpus)),
         (
@@ -34,6 +38,11 @@ pub(crate) fn least_reserved(candidates: &[Candidate], need: Need, overcommit: f
 }
 
 type Fits<'a> = &'a dyn Fn(&Candidate) -> bool;
+
+fn has_runtime(candidate: &Candidate, need: Need) -> bool {
+    let offers = |wanted: &str| candidate.runtimes.iter().any(|name| name == wanted);
+    need.runtime.is_none_or(offers)
+}
 
 fn has_memory(candidate: &Candidate, need: Need, overcommit: f64) -> bool {
     // Exact up to 8 PiB, which is more than a node has.
@@ -63,6 +72,7 @@ mod tests {
             storage: None,
             promised: 0,
             pressed: false,
+            runtimes: vec!["runc".to_owned()],
         }
     }
 
@@ -71,6 +81,7 @@ mod tests {
             memory: memory * GIB,
             cpus: 1000,
             storage: 10 * GIB,
+            runtime: None,
         }
     }
 
@@ -94,6 +105,7 @@ mod tests {
             memory: GIB,
             cpus: 64_000,
             storage: GIB,
+            runtime: None,
         };
         let refused = least_reserved(&[candidate("node-000000000001", 8, 0)], many, 1.0).unwrap_err();
         assert_eq!(refused, NoRoom::Processors(64_000));
@@ -121,6 +133,19 @@ mod tests {
     }
 
     #[test]
+    fn least_reserved__should_choose_a_node_that_has_the_runtime() {
+        let mut nodes = [candidate("node-000000000001", 8, 0), candidate("node-000000000002", 8, 4)];
+        let inside = Need {
+            runtime: Some("sysbox-runc"),
+            ..need(1)
+        };
+        let refused = least_reserved(&nodes, inside, 1.0).unwrap_err();
+        assert!(refused.to_string().contains("the Docker runtime `sysbox-runc`"), "{refused}");
+        nodes[1].runtimes.push("sysbox-runc".to_owned());
+        assert_eq!(least_reserved(&nodes, inside, 1.0), Ok(1));
+    }
+
+    #[test]
     fn growth__should_ask_only_for_what_grows() {
         let grown = Need::growth(need(2), Need { memory: GIB, ..need(4) });
         assert_eq!(grown, Need::default());
@@ -135,6 +160,7 @@ mod tests {
             memory: u64::MAX,
             cpus: 1000,
             storage: u64::MAX,
+            runtime: None,
         };
         assert!(least_reserved(&[candidate("node-000000000001", 8, 1)], huge, 1.0).is_err());
     }

@@ -222,6 +222,7 @@ mod tests {
             storage: None,
             promised: 0,
             pressed: false,
+            runtimes: Vec::new(),
         }]
     }
 

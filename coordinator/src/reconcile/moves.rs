@@ -147,6 +147,7 @@ mod tests {
             storage: None,
             promised: 0,
             pressed: false,
+            runtimes: Vec::new(),
         }]
     }
 

@@ -10,6 +10,7 @@ use crabshack_shared::{
     instance::{InstanceName, ServiceType},
     resources::Resources,
     seal::Sealed,
+    services::Profile,
 };
 use redb::ReadableTable as _;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ pub(crate) struct Spec {
     pub(crate) resources: Resources,
     pub(crate) ssh_pubkey: Option<String>,
     pub(crate) nearai_api_url: String,
+    #[serde(default)]
+    pub(crate) profile: Profile,
 }
 
 /// The desired state of one instance.

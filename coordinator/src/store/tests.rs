@@ -21,6 +21,8 @@ fn new_instance(store: &Store, name: Option<&str>) -> NewInstance {
         token: Secret::random(),
         nearai_api_key: Secret::random(),
         extra_env: Default::default(),
+        workload_token: None,
+        master_key: None,
     };
     NewInstance {
         id,
@@ -36,6 +38,7 @@ fn new_instance(store: &Store, name: Option<&str>) -> NewInstance {
             },
             ssh_pubkey: None,
             nearai_api_url: "https://example.com/v1".to_owned(),
+            profile: Default::default(),
         },
         sealed: store.seal(id, &secrets).unwrap(),
         protected: false,

@@ -47,8 +47,8 @@ impl Tenants {
 impl Instances for Tenants {
     fn address(&self, id: InstanceId) -> Option<(Ipv4Addr, &[u16])> {
         let entry = self.ledger.entry(id)?;
-        let recipe = recipe::recipe(&entry.order.spec.service_type)?;
-        Some((entry.link.address, recipe.ports))
+        let recipe = recipe::recipe(&entry.order.spec)?;
+        Some((entry.link.address, std::slice::from_ref(&recipe.service.gateway_port)))
     }
 
     async fn logs(&self, id: InstanceId, tail: u32) -> Result<String, Problem> {
@@ -70,7 +70,7 @@ impl Instances for Tenants {
 
     async fn stats(&self, id: InstanceId) -> Result<Stats, Problem> {
         let entry = self.entry(id)?;
-        let members = recipe::members(&entry.order.spec.service_type);
+        let members = recipe::members(&entry.order.spec);
         let stats = self.stats.read(id, members).await;
         let mut stats = stats.map_err(|error| unreadable(id, &error, "usage"))?;
         if stats.memory_limit == 0 {

@@ -9,6 +9,8 @@ use bollard::models::{
     PortBinding, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 
+use crabshack_shared::services::Profile;
+
 use super::{AppliedLimits, docker_name, labels, seccomp};
 use crate::{link::Link, recipe::ContainerSpec, volume::AGENT};
 
@@ -26,6 +28,35 @@ const SHARED_MEMORY: i64 = 64 << 20;
 /// Open files of one process, where the node's own limit is not lower.
 pub(super) const OPEN_FILES: u64 = 65_536;
 
+/// What an image needs that starts as root and becomes its user by itself, with an SSH server in it.
+/// Nothing that reaches the node or its network.
+pub(crate) const COMPATIBLE_CAPABILITIES: [&str; 8] = [
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SYS_CHROOT",
+];
+
+/// Reads the environment that `docker inspect` must not show, then does what the image would do.
+const WITH_ENVIRONMENT: &str = r#"while IFS= read -r line || [ -n "$line" ]; do
+  case "${line%%=*}" in
+    "$line" | '' | [0-9]* | *[!A-Za-z0-9_]*) ;;
+    *) export "${line%%=*}=${line#*=}" ;;
+  esac
+done </etc/crabshack/env
+exec "$@""#;
+
+/// Lets an image that knows nothing of our files start with the environment in them.
+pub(super) fn bring_environment(body: &mut ContainerCreateBody, entrypoint: Vec<String>, command: Vec<String>) {
+    let shell = ["/bin/sh", "-c", WITH_ENVIRONMENT, "crabshack"].map(str::to_owned);
+    body.entrypoint = Some(shell.to_vec());
+    body.cmd = Some([entrypoint, command].concat());
+}
+
 /// What the node offers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Options {
@@ -37,7 +68,11 @@ pub(super) struct Options {
 }
 
 /// What Docker is told of a container's security, one option each.
-pub(super) fn security(unfiltered: bool) -> Vec<String> {
+pub(super) fn security(profile: Profile, unfiltered: bool) -> Vec<String> {
+    if profile == Profile::Compatible {
+        // Docker's own filter, which knows the capabilities that such an image has.
+        return Vec::new();
+    }
     let filter = (!unfiltered).then(|| seccomp::option().to_owned());
     iter::once("no-new-privileges".to_owned()).chain(filter).collect()
 }
@@ -71,6 +106,7 @@ pub(super) fn network(link: &Link) -> NetworkCreateRequest {
 /// The container of a spec, made from this image (a reference or an id).
 pub(super) fn container(spec: &ContainerSpec, image: String, options: Options) -> ContainerCreateBody {
     let network = docker_name(spec.instance);
+    let is_strict = spec.profile == Profile::Strict;
     let endpoint = EndpointSettings {
         ipam_config: Some(EndpointIpamConfig {
             ipv4_address: Some(spec.link.address_at(spec.member.position()).to_string()),
@@ -80,7 +116,8 @@ pub(super) fn container(spec: &ContainerSpec, image: String, options: Options) -
     };
     ContainerCreateBody {
         hostname: Some(spec.hostname.to_string()),
-        user: Some(format!("{}:{}", AGENT.uid, AGENT.gid)),
+        // Without one: whatever the image says, which starts as root.
+        user: is_strict.then(|| format!("{}:{}", AGENT.uid, AGENT.gid)),
         image: Some(image),
         env: Some(spec.environment.iter().map(|(key, value)| format!("{key}={value}")).collect()),
         exposed_ports: Some(spec.published.iter().map(|port| tcp(port.container_port)).collect()),
@@ -97,6 +134,7 @@ pub(super) fn container(spec: &ContainerSpec, image: String, options: Options) -
 
 fn host(spec: &ContainerSpec, network: &str, options: Options) -> HostConfig {
     let limits = AppliedLimits::of(&spec.limits);
+    let is_strict = spec.profile == Profile::Strict;
     HostConfig {
         network_mode: Some(network.to_owned()),
         port_bindings: Some(ports(spec)),
@@ -130,9 +168,10 @@ fn host(spec: &ContainerSpec, network: &str, options: Options) -> HostConfig {
         oom_score_adj: Some(OOM_SCORE_ADJUST),
         init: Some(true),
         privileged: Some(false),
-        readonly_rootfs: Some(true),
+        readonly_rootfs: Some(is_strict),
         cap_drop: Some(vec!["ALL".to_owned()]),
-        security_opt: Some(security(options.unfiltered)),
+        cap_add: (!is_strict).then(|| COMPATIBLE_CAPABILITIES.map(str::to_owned).to_vec()),
+        security_opt: Some(security(spec.profile, options.unfiltered)),
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         runtime: spec.runtime.map(str::to_owned),

@@ -1,25 +1,29 @@
 //! The containers of instances: make, start, stop, remove.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bollard::{
     models::{ContainerInspectResponse, ContainerStateStatusEnum},
     query_parameters::{
-        CreateContainerOptionsBuilder, InspectContainerOptions, ListContainersOptions, RemoveContainerOptionsBuilder,
+        CreateContainerOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptions,
+        RemoveContainerOptionsBuilder,
         StartContainerOptions, StopContainerOptionsBuilder,
     },
 };
-use crabshack_shared::ids::InstanceId;
+use crabshack_shared::{ids::InstanceId, services::Profile};
 
 use super::{
     Docker, DockerError, NORMAL, body, container_name,
     error::{RESERVED, message, status},
     labels,
 };
-use crate::recipe::{ContainerSpec, Member};
+use crate::recipe::{ContainerSpec, Member, Stop};
 
 /// What the engine needs beyond an instance's own grace: killing, unmounting, the network.
 const STOP_MARGIN: Duration = Duration::from_secs(15);
+/// A signal that is not heard is sent again after so long; in between it is looked whether it was.
+const SIGNAL_PERIOD: Duration = Duration::from_secs(1);
+const SIGNAL_LOOK: Duration = Duration::from_millis(100);
 /// How often it is looked whether a removal by somebody else is over.
 const REMOVAL_PERIOD: Duration = Duration::from_millis(200);
 
@@ -39,10 +43,8 @@ impl Docker {
             image: spec.image.clone(),
         };
         let image = self.find_image(&spec.image).await?.ok_or_else(no_image)?;
-        if let Some(path) = stray_volume(
-            image.details.config.and_then(|config| config.volumes).unwrap_or_default(),
-            spec,
-        ) {
+        let config = image.details.config.unwrap_or_default();
+        if let Some(path) = stray_volume(config.volumes.unwrap_or_default(), spec) {
             return Err(DockerError::ImageVolume {
                 image: spec.image.clone(),
                 path,
@@ -51,7 +53,11 @@ impl Docker {
         let options = CreateContainerOptionsBuilder::default()
             .name(&container_name(spec.instance, spec.member))
             .build();
-        let request = body::container(spec, image.name, self.body_options());
+        let mut request = body::container(spec, image.name, self.body_options());
+        if spec.profile == Profile::Compatible {
+            let (entrypoint, command) = (config.entrypoint.unwrap_or_default(), config.cmd.unwrap_or_default());
+            body::bring_environment(&mut request, entrypoint, command);
+        }
         let result = self
             .call(NORMAL, |client| async move {
                 client.create_container(Some(options), request).await
@@ -107,9 +113,15 @@ impl Docker {
         Ok(ports.any(|published| published.public_port == Some(port)))
     }
 
-    /// Asks the instance to end, and kills it after its grace. Idempotent; no container is success.
-    pub(crate) async fn stop_container(&self, instance: InstanceId, member: Member, grace: Duration) -> Result<(), DockerError> {
+    /// Asks a container to end, and kills it after its grace. Idempotent; no container is success.
+    pub(crate) async fn stop_container(&self, instance: InstanceId, member: Member, stop: Stop) -> Result<(), DockerError> {
         let name = container_name(instance, member);
+        let grace = if stop.repeated {
+            self.ask_again_and_again(&name, stop).await?;
+            Duration::ZERO
+        } else {
+            stop.grace
+        };
         let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
         let options = StopContainerOptionsBuilder::default().t(seconds).build();
         let result = self
@@ -122,6 +134,36 @@ impl Docker {
             Err(error) if status(&error) == Some(404) => Ok(()),
             Err(error) => Err(DockerError::of("stop the container", error)),
         }
+    }
+
+    /// Sends the signal once a second until the container is down or its grace is over.
+    async fn ask_again_and_again(&self, name: &str, stop: Stop) -> Result<(), DockerError> {
+        let deadline = Instant::now() + stop.grace;
+        while Instant::now() < deadline {
+            let options = KillContainerOptionsBuilder::default().signal(stop.signal).build();
+            let result = self
+                .call(
+                    NORMAL,
+                    |client| async move { client.kill_container(name, Some(options)).await },
+                )
+                .await;
+            match result {
+                Ok(()) => {}
+                // It is gone, or down.
+                Err(error) if matches!(status(&error), Some(404 | 409)) => return Ok(()),
+                Err(error) => return Err(DockerError::of("send a signal to the container", error)),
+            }
+            let asked = Instant::now();
+            while asked.elapsed() < SIGNAL_PERIOD {
+                tokio::time::sleep(SIGNAL_LOOK).await;
+                let found = self.inspect(name).await?;
+                let runs = found.and_then(|found| found.state?.running).unwrap_or_default();
+                if !runs {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Lets a paused container go on. Idempotent; one that is not paused is success.

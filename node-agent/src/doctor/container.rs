@@ -5,10 +5,10 @@
 
 use std::path::Path;
 
-use crabshack_shared::ids::InstanceId;
+use crabshack_shared::{ids::InstanceId, services::Profile};
 
 use crate::{
-    docker::{AppliedLimits, Hardening, MountFound, PortFound, docker_name},
+    docker::{AppliedLimits, COMPATIBLE_CAPABILITIES, Hardening, MountFound, PortFound, docker_name},
     recipe::ContainerSpec,
 };
 
@@ -51,7 +51,7 @@ pub(super) const PORTS: &str = "published ports";
 
 /// Everything about a running container that is not as it should be.
 pub(super) fn compare(expected: &Expected<'_>, found: &Hardening) -> Vec<Drift> {
-    let mut drifts = flags(found);
+    let mut drifts = flags(expected.spec.profile, found);
     drifts.extend(filter(expected, found));
     drifts.extend(limits(expected, found));
     drifts.extend(networks(expected, found));
@@ -68,21 +68,26 @@ fn restart(subject: &'static str, text: impl Into<String>) -> Drift {
     }
 }
 
-fn flags(found: &Hardening) -> Vec<Drift> {
+fn flags(profile: Profile, found: &Hardening) -> Vec<Drift> {
+    // One that starts as root is held by what it cannot reach, not by what it cannot become.
+    let may_be_root = profile == Profile::Compatible;
+    let added: Vec<&str> = found
+        .capabilities_added
+        .iter()
+        .map(|name| name.strip_prefix("CAP_").unwrap_or(name))
+        .filter(|name| !(may_be_root && COMPATIBLE_CAPABILITIES.contains(name)))
+        .collect();
     let user = found.user.split(':').next().unwrap_or_default();
     let checks = [
         (!found.privileged, "it is privileged".to_owned()),
-        (found.read_only_root, "its root is writable".to_owned()),
+        (may_be_root || found.read_only_root, "its root is writable".to_owned()),
         (
             found.capabilities_dropped.iter().any(|name| name.eq_ignore_ascii_case("all")),
             "it keeps Docker's default capabilities".to_owned(),
         ),
+        (added.is_empty(), format!("it has the capabilities {}", added.join(", "))),
         (
-            found.capabilities_added.is_empty(),
-            format!("it has the capabilities {}", found.capabilities_added.join(", ")),
-        ),
-        (
-            found.security_options.iter().any(|option| is_no_new_privileges(option)),
+            may_be_root || found.security_options.iter().any(|option| is_no_new_privileges(option)),
             "its processes may gain privileges".to_owned(),
         ),
         (
@@ -94,7 +99,10 @@ fn flags(found: &Hardening) -> Vec<Drift> {
             format!("it shares namespaces: {}", found.shared_namespaces.join(", ")),
         ),
         (found.devices == 0, "it may use devices of the node".to_owned()),
-        (!matches!(user, "" | "0" | "root"), "it runs as root".to_owned()),
+        (
+            may_be_root || !matches!(user, "" | "0" | "root"),
+            "it runs as root".to_owned(),
+        ),
     ];
     let mut drifts: Vec<Drift> = checks
         .into_iter()

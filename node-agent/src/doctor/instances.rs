@@ -91,7 +91,7 @@ impl Doctor {
     }
 
     async fn members(&self, entry: &Entry) -> Result<Vec<Drift>, DockerError> {
-        let Some(recipe) = recipe::recipe(&entry.order.spec.service_type) else {
+        let Some(recipe) = recipe::recipe(&entry.order.spec) else {
             return Ok(Vec::new());
         };
         let mut drifts = Vec::new();
@@ -107,7 +107,7 @@ impl Doctor {
         };
         let folder = self.node.folder(entry);
         let spec = (recipe.container)(&self.node.recipe_input(entry, &folder));
-        let security = self.node.docker.security_options();
+        let security = self.node.docker.security_options(spec.profile);
         let expected = Expected {
             instance: entry.order.id,
             spec: &spec,

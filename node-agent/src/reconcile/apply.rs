@@ -13,12 +13,16 @@ use crate::{
     ledger::Entry,
     logs,
     node::Node,
-    recipe::{self, Member, MemberRecipe, Recipe},
+    recipe::{self, Member, MemberRecipe, Recipe, Stop},
     volume::VolumeError,
 };
 
-/// How long an instance of a type that is no longer known may take to end.
-const STRANGER_GRACE: Duration = Duration::from_secs(30);
+/// How an instance of a type that is no longer known is asked to end.
+const STRANGERS_STOP: Stop = Stop {
+    signal: "SIGTERM",
+    grace: Duration::from_secs(30),
+    repeated: false,
+};
 
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +71,9 @@ pub(crate) async fn apply(node: &Node, armed: &ArmedCache, entry: &Entry, action
         }
         Action::CreateContainer(member) => {
             let spec = (member_of(entry, member)?.container)(&node.recipe_input(entry, &folder));
+            if spec.mounts.iter().any(|mount| mount.source == folder.inner) {
+                node.volumes.renew_inner(id, entry.order.spec.resources.storage).await?;
+            }
             node.docker.create_container(&spec).await?;
         }
         Action::UpdateLimits(member) => {
@@ -83,7 +90,7 @@ pub(crate) async fn apply(node: &Node, armed: &ArmedCache, entry: &Entry, action
             }
         }
         Action::Reconfigure => reconfigure(node, entry).await?,
-        Action::StopContainer(member) => node.docker.stop_container(id, member, stop_grace(entry)).await?,
+        Action::StopContainer(member) => node.docker.stop_container(id, member, stop(entry, member)).await?,
         Action::SaveLog => logs::save(&node.docker, &folder, id).await,
         Action::RemoveContainer(member) => node.docker.remove_container(id, member).await?,
         Action::DisarmEgress => {
@@ -98,6 +105,10 @@ pub(crate) async fn apply(node: &Node, armed: &ArmedCache, entry: &Entry, action
 
 async fn reconfigure(node: &Node, entry: &Entry) -> Result<(), ApplyError> {
     let command = recipe_of(entry)?.reconfigure;
+    if command.is_empty() {
+        files::configure_done(&node.folder(entry))?;
+        return Ok(());
+    }
     let result = node.docker.exec(entry.order.id, command).await?;
     if result.code == 0 {
         files::configure_done(&node.folder(entry))?;
@@ -111,8 +122,9 @@ async fn reconfigure(node: &Node, entry: &Entry) -> Result<(), ApplyError> {
 }
 
 /// An instance of a type that is no longer known can still be stopped.
-fn stop_grace(entry: &Entry) -> Duration {
-    recipe::recipe(&entry.order.spec.service_type).map_or(STRANGER_GRACE, |recipe| recipe.stop_grace)
+fn stop(entry: &Entry, member: Member) -> Stop {
+    let recipe = recipe::recipe(&entry.order.spec).and_then(|recipe| recipe.member(member));
+    recipe.map_or(STRANGERS_STOP, |recipe| recipe.stop)
 }
 
 /// Only asked of what the recipe has.
@@ -122,6 +134,6 @@ fn member_of(entry: &Entry, member: Member) -> Result<&'static MemberRecipe, App
 }
 
 fn recipe_of(entry: &Entry) -> Result<&'static Recipe, ApplyError> {
-    let service_type = &entry.order.spec.service_type;
-    recipe::recipe(service_type).ok_or_else(|| ApplyError::NoRecipe(service_type.clone()))
+    let spec = &entry.order.spec;
+    recipe::recipe(spec).ok_or_else(|| ApplyError::NoRecipe(spec.service_type.clone()))
 }

@@ -203,7 +203,7 @@ async fn look(
 ) -> Result<Seen, ObserveError> {
     let (id, earlier) = (entry.order.id, memory.earlier);
     let folder = node.folder(entry);
-    let recipe = recipe::recipe(&entry.order.spec.service_type);
+    let recipe = recipe::recipe(&entry.order.spec);
     let network = match docker.networks.get(&id) {
         None => Presence::Absent,
         Some(network) if network.subnet == Some(entry.link.subnet) && network.bridge == entry.link.bridge => Presence::Matches,
@@ -311,7 +311,7 @@ async fn container(node: &Node, entry: &Entry, found: &docker::Container, earlie
 
 /// Compares what the container may use with the order. What it uses now is asked only when that matters.
 async fn limits(node: &Node, entry: &Entry, container: &docker::Container, run: &Run, earlier: Option<&Seen>) -> LimitsState {
-    let recipe = recipe::recipe(&entry.order.spec.service_type);
+    let recipe = recipe::recipe(&entry.order.spec);
     let Some(recipe) = recipe.and_then(|recipe| recipe.member(container.member)) else {
         return LimitsState::Match;
     };

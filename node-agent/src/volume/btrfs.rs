@@ -101,6 +101,13 @@ impl Btrfs {
         self.call("subvolume create -i", &[name.as_ref(), path.as_os_str()]).await
     }
 
+    /// Makes a subvolume with a limit of its own, in no group.
+    pub(super) async fn create_bounded(&self, path: &Path, size: Bytes) -> Result<(), CommandError> {
+        self.call("subvolume create", &[path.as_os_str()]).await?;
+        let size = size.get().to_string();
+        self.call("qgroup limit", &[size.as_ref(), path.as_os_str()]).await
+    }
+
     /// Puts a subvolume of ours into its instance's group.
     pub(super) async fn adopt(&self, id: InstanceId, home: &Path) -> Result<(), CommandError> {
         let arguments = ["inspect-internal", "rootid"].map(OsStr::new);

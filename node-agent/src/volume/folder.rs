@@ -46,6 +46,8 @@ pub(crate) struct InstanceFolder {
     pub(super) unfinished: PathBuf,
     /// What the node agent writes and the instance reads.
     pub(crate) etc: PathBuf,
+    /// What a Docker inside the instance keeps; disposable.
+    pub(crate) inner: PathBuf,
 }
 
 impl InstanceFolder {
@@ -56,6 +58,7 @@ impl InstanceFolder {
             home: root.join("home"),
             unfinished: root.join("home.new"),
             etc: root.join("etc"),
+            inner: root.join("inner"),
             root,
         }
     }

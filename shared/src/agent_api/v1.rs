@@ -12,6 +12,7 @@ use crate::{
     instance::{InstanceName, ServiceType},
     resources::{Bytes, Resources},
     secret::Secret,
+    services::Profile,
 };
 
 /// Everything one node should run. Absence means nothing: an instance that is not listed keeps
@@ -122,6 +123,9 @@ pub struct InstanceSpec {
     pub ssh_pubkey: Option<String>,
     /// Base URL of the model API.
     pub nearai_api_url: String,
+    /// How tightly its containers are held.
+    #[serde(default)]
+    pub profile: Profile,
     /// Scheme, host and port under which browsers see the instance, like `http://agent-1.localhost:3000`.
     pub public_origin: String,
 }
@@ -135,6 +139,20 @@ pub struct InstanceSecrets {
     pub nearai_api_key: Secret,
     /// More environment; may hold keys.
     pub extra_env: BTreeMap<String, Secret>,
+    /// What an agent that asks for a token is given instead of the instance's: only the gateway and it
+    /// know it, and it never changes. None: the instance is older than this.
+    #[serde(default)]
+    pub workload_token: Option<Secret>,
+    /// What the agent seals its user's secrets with: made once, kept for life. None: it seals none.
+    #[serde(default)]
+    pub master_key: Option<Secret>,
+}
+
+impl InstanceSecrets {
+    /// The token that the agent itself asks for, where it asks for one.
+    pub fn agent_token(&self) -> &Secret {
+        self.workload_token.as_ref().unwrap_or(&self.token)
+    }
 }
 
 /// What a node observes: always everything, so that a lost report costs nothing.

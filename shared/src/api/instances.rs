@@ -11,6 +11,7 @@ use crate::{
     instance::{InstanceName, InstanceStatus, ServiceType},
     resources::Bytes,
     secret::Secret,
+    services::Profile,
 };
 
 /// A text that a client may also send as a number (`"cpus": 1`).
@@ -91,6 +92,8 @@ pub struct CreateInstance {
     pub protected: Option<bool>,
     /// What its node does while the coordinator is away; it runs on by default.
     pub on_disconnect: Option<OnDisconnect>,
+    /// `strict` or `compatible`; by default what the image needs.
+    pub profile: Option<LooseText>,
 }
 
 /// Body of `PATCH /instances/{name}`. What is absent or null stays as it is; unknown fields are
@@ -237,6 +240,9 @@ pub struct InstanceDetails {
     pub dashboard_url: String,
     /// True while something that was changed waits for the next restart.
     pub pending_change: bool,
+    /// How tightly its containers are held.
+    #[serde(default)]
+    pub profile: Profile,
     /// True: it cannot be deleted.
     pub protected: bool,
     /// What its node does while the coordinator is away.

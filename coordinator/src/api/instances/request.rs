@@ -67,7 +67,7 @@ pub(crate) fn check(request: CreateInstance) -> Result<Checked, Problem> {
         ("nearai_api_key", request.nearai_api_key),
         ("nearai_api_url", request.nearai_api_url),
     ])?;
-    let service_type = service_types::find(&service_type).ok_or_else(|| {
+    let service = service_types::find(&service_type).ok_or_else(|| {
         Problem::invalid(format!(
             "unknown service_type `{}`: known are {}",
             service_type.chars().take(64).collect::<String>(),
@@ -81,10 +81,13 @@ pub(crate) fn check(request: CreateInstance) -> Result<Checked, Problem> {
         cpus: field("cpus", cpus.parse())?,
         storage: field("storage_size", storage.parse())?,
     };
+    let service_type = ServiceType::new(service.name);
     enough_memory(&service_type, resources.memory)?;
+    let image = field("image", image.parse())?;
     let spec = Spec {
         service_type,
-        image: field("image", image.parse())?,
+        profile: service_types::profile(service, &image, given(request.profile).as_deref())?,
+        image,
         resources,
         ssh_pubkey: given(request.ssh_pubkey).map(ssh_key).transpose()?,
         nearai_api_url: api_url(nearai_api_url)?,
@@ -96,6 +99,8 @@ pub(crate) fn check(request: CreateInstance) -> Result<Checked, Problem> {
             .into_iter()
             .filter_map(|(name, value)| Some((name, value?)))
             .collect(),
+        workload_token: Some(Secret::random()),
+        master_key: service.keeps_secrets.then(Secret::random),
     };
     Ok(Checked {
         name,

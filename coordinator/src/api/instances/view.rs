@@ -7,6 +7,7 @@ use crabshack_shared::{
     api::instances::{InstanceDetails, InstanceSummary, SshAccess},
     instance::InstanceName,
     secret::Secret,
+    services,
 };
 
 use crate::{
@@ -16,8 +17,6 @@ use crate::{
     store::{InstanceRecord, NodeRecord, Observation, StoreError},
 };
 
-/// The port of every gateway on its instance's link.
-const GATEWAY_PORT: u16 = 18_789;
 /// From here on a disk is worth a warning.
 const DISK_WARNING_PERCENT: u64 = 90;
 /// Who logs in to an instance.
@@ -81,7 +80,9 @@ pub(crate) fn details(app: &App, found: &Found, token: Secret) -> InstanceDetail
     let url = format!("{}/?token={}", app.settings.origin(&found.record.name), token.expose());
     InstanceDetails {
         gateway_address: report.filter(|_| up).and_then(|report| report.address),
-        gateway_port: up.then_some(GATEWAY_PORT),
+        gateway_port: services::service(&found.record.spec.service_type)
+            .filter(|_| up)
+            .map(|service| service.gateway_port),
         ssh_address: ssh.as_ref().filter(|_| up).map(|ssh| ssh.host.clone()),
         ssh_port: up.then_some(found.record.ssh_port),
         ssh_pubkey: found.record.spec.ssh_pubkey.clone(),
@@ -90,6 +91,7 @@ pub(crate) fn details(app: &App, found: &Found, token: Secret) -> InstanceDetail
         instance_url: url.clone(),
         dashboard_url: url,
         pending_change: status::pending_change(&found.record, found.observation.as_ref()),
+        profile: found.record.spec.profile,
         protected: found.record.protected,
         on_disconnect: found.record.on_disconnect,
         disk_used: report.and_then(|report| report.disk_used),

@@ -26,6 +26,8 @@ impl House {
                 id: InstanceId::random(),
                 service_type: ServiceType::new(ServiceType::OPENCLAW),
                 token: Secret::random(),
+                agent_token: Secret::random(),
+                profile: Default::default(),
                 origin: ORIGIN.to_owned(),
                 node: None,
                 status: InstanceStatus::Running,

@@ -75,6 +75,8 @@ fn migration__should_take_a_store_of_schema_1_over_as_it_is() {
         token: Secret::random(),
         nearai_api_key: Secret::random(),
         extra_env: Default::default(),
+        workload_token: None,
+        master_key: None,
     };
     old_store(folder.path(), living, kept, &secrets);
     // Twice: the second time it is of this schema already.

@@ -5,7 +5,7 @@ use crabshack_shared::{
     generation::Generation,
     ids::InstanceId,
     instance::ServiceType,
-    resources::Resources,
+    resources::{Bytes, Resources},
 };
 
 use super::*;
@@ -36,6 +36,7 @@ pub(crate) fn order() -> InstanceOrder {
             ssh_port: 19001,
             ssh_pubkey: Some("ssh-ed25519 AAAA me@example".to_owned()),
             nearai_api_url: "https://models.example/v1".to_owned(),
+            profile: Default::default(),
             public_origin: "http://agent-1.localhost:3000".to_owned(),
         },
         secrets: InstanceSecrets {
@@ -49,6 +50,8 @@ pub(crate) fn order() -> InstanceOrder {
             ]
             .map(|(key, value)| (key.to_owned(), Secret::from(value.to_owned())))
             .into(),
+            workload_token: Some(Secret::from("the-agents-own-token".to_owned())),
+            master_key: Some(Secret::from("the-master-key".to_owned())),
         },
     }
 }
@@ -60,7 +63,7 @@ pub(crate) fn link(instance: InstanceId) -> Link {
         .unwrap()
 }
 
-fn with_input<T>(order: &InstanceOrder, run: impl FnOnce(&RecipeInput<'_>) -> T) -> T {
+pub(crate) fn with_input<T>(order: &InstanceOrder, run: impl FnOnce(&RecipeInput<'_>) -> T) -> T {
     let folder = InstanceFolder::new(Path::new("/data/instances"), order.id);
     run(&RecipeInput {
         order,
@@ -68,15 +71,16 @@ fn with_input<T>(order: &InstanceOrder, run: impl FnOnce(&RecipeInput<'_>) -> T)
         folder: &folder,
         service_address: "10.201.0.1".parse().unwrap(),
         ssh_bind: "0.0.0.0".parse().unwrap(),
+        ssh_image: &"crabshack/ssh:1".parse().unwrap(),
     })
 }
 
 pub(crate) fn spec(order: &InstanceOrder) -> ContainerSpec {
-    with_input(order, recipe(&order.spec.service_type).unwrap().members[0].container)
+    with_input(order, recipe(&order.spec).unwrap().members[0].container)
 }
 
 fn files_of(order: &InstanceOrder) -> Files {
-    with_input(order, recipe(&order.spec.service_type).unwrap().files)
+    with_input(order, recipe(&order.spec).unwrap().files)
 }
 
 #[test]
@@ -141,5 +145,7 @@ fn recipe_hash__should_change_with_what_the_container_is_made_from_only() {
 
 #[test]
 fn recipe__should_be_unknown_for_other_service_types() {
-    assert!(recipe(&ServiceType::new("something")).is_none());
+    let mut order = order();
+    order.spec.service_type = ServiceType::new("something");
+    assert!(recipe(&order.spec).is_none());
 }
