@@ -57,6 +57,18 @@ impl Dockerd {
         format!("unix://{}", socket(&self.folder).display())
     }
 
+    /// Has it offer one more runtime from now on.
+    pub async fn offer_runtime(&self, name: &str, program: &Path) -> anyhow::Result<()> {
+        let config = serde_json::json!({"live-restore": true, "runtimes": {name: {"path": program}}});
+        fs::write(self.folder.join("daemon.json"), config.to_string())?;
+        self.process.lock().await.signal(Signal::HUP)?;
+        become_true("the engine offers the runtime", PATIENCE, async || {
+            let runtimes = self.engine.info().await?.runtimes.unwrap_or_default();
+            Ok(runtimes.contains_key(name))
+        })
+        .await
+    }
+
     /// SIGKILL; containers live on (`live-restore`).
     pub async fn kill9(&self) -> anyhow::Result<()> {
         self.process.lock().await.kill9().await

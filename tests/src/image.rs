@@ -108,11 +108,21 @@ pub fn build_stub() -> anyhow::Result<PathBuf> {
 fn pack(program: &Path, tar: &Path) -> anyhow::Result<()> {
     let root = tempfile::tempdir()?;
     let at = |path: &str| root.path().join(path);
-    for folder in ["usr/local/bin", "home/agent", "tmp", "etc/crabshack", "proc", "sys", "dev"] {
+    for folder in [
+        "usr/local/bin",
+        "bin",
+        "home/agent",
+        "tmp",
+        "etc/crabshack",
+        "proc",
+        "sys",
+        "dev",
+    ] {
         fs::create_dir_all(at(folder))?;
     }
     fs::copy(program, at("usr/local/bin/crabshack-stub-agent"))?;
     symlink("crabshack-stub-agent", at("usr/local/bin/crabshack-configure"))?;
+    symlink("../usr/local/bin/crabshack-stub-agent", at("bin/sh"))?;
     fs::write(at("etc/passwd"), "root:x:0:0::/:/\nagent:x:1000:1000::/home/agent:/\n")?;
     fs::write(at("etc/group"), "root:x:0:\nagent:x:1000:\n")?;
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755))?;

@@ -8,6 +8,7 @@ pub mod gateway;
 pub mod product_upgrade;
 pub mod quota;
 pub mod storm;
+pub mod types;
 
 use serde_json::{Map, Value, json};
 
@@ -34,6 +35,11 @@ impl Figures {
     /// A truth; false when it is missing.
     pub fn holds(&self, name: &str) -> bool {
         self.0.get(name).and_then(Value::as_bool).unwrap_or_default()
+    }
+
+    /// True once it was added.
+    pub fn knows(&self, name: &str) -> bool {
+        self.0.contains_key(name)
     }
 
     /// A table for people, then one JSON object on the last line.

@@ -7,12 +7,12 @@ use anyhow::{Context as _, bail};
 use crabshack_tests::{
     image, isolation,
     machine::Machine,
-    measure::{Figures, crash, create, density, egress_first, gateway, product_upgrade, quota, storm},
+    measure::{Figures, crash, create, density, egress_first, gateway, product_upgrade, quota, storm, types},
     suite,
 };
 
 /// Name and subject of every measurement.
-const NAMES: [(&str, &str); 8] = [
+const NAMES: [(&str, &str); 9] = [
     (
         "create",
         "create to ready against the raw Engine API, and memory with 12 instances",
@@ -38,6 +38,10 @@ const NAMES: [(&str, &str); 8] = [
         "both processes replaced, the node agent by one with another recipe, while requests are made",
     ),
     ("egress-first", "what escapes from the first packet on"),
+    (
+        "types",
+        "one instance of every service type from its creation to its end (the real IronClaw where its image was built)",
+    ),
     (
         "quota",
         "one instance at its quota while another writes on (needs loop devices and btrfs-progs)",
@@ -90,6 +94,7 @@ async fn take(name: &str) -> anyhow::Result<Figures> {
         "density" => density::figures(&machine, density::Size::FULL).await,
         "product-upgrade" => product_upgrade::figures(&machine, 4).await,
         "quota" => quota::figures(&machine, 1024).await,
+        "types" => types::figures(&machine).await,
         _ => egress_first::figures(&machine, 20).await,
     };
     figures.inspect_err(|_| suite::show_logs(&machine.logs()))

@@ -2,7 +2,7 @@
 //! gateway and SSH ports) and misbehaves on request, by the `STUB_*` variables of [`settings`].
 //!
 //! It is one static binary in an otherwise empty image; called as `crabshack-configure` it merges
-//! the managed settings, as every image must; with `eat MIB` it only uses that much memory.
+//! the managed settings, as every image must; as `sh` it starts the command; with `eat MIB` it only uses that much memory.
 
 mod configure;
 mod disk;
@@ -14,7 +14,12 @@ mod report;
 mod routes;
 mod settings;
 
-use std::{env, path::Path, process::ExitCode};
+use std::{
+    env,
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::{Command, ExitCode},
+};
 
 use anyhow::Context as _;
 use tokio::{
@@ -38,6 +43,12 @@ fn main() -> ExitCode {
         .is_some_and(|name| name == "crabshack-configure")
     {
         configure::run(&settings).map(|()| ExitCode::SUCCESS)
+    } else if Path::new(&called_as).file_name().is_some_and(|name| name == "sh") {
+        // There is no shell in the image: `sh -c SCRIPT NAME COMMAND...` is taken to end in the command.
+        Err(Command::new(env::args().nth(4).unwrap_or_default())
+            .args(env::args().skip(5))
+            .exec()
+            .into())
     } else if let Some(mebibytes) = env::args().skip_while(|word| word != "eat").nth(1) {
         // A process of its own that is killed for its appetite, unless there is enough.
         drop(misbehave::eat(mebibytes.parse().unwrap_or_default()));

@@ -43,6 +43,7 @@ pub(crate) fn router(settings: &Settings) -> Router {
     };
     Router::new()
         .route("/healthz", get(healthz))
+        .route("/api/health", get(healthz))
         .route(
             "/env",
             get(async |State(stub): State<Stub>| Json(report::all(&stub.settings))),
