@@ -1,6 +1,8 @@
 //! Under systemd nobody is refused while the coordinator restarts: systemd holds the listeners
 //! and passes them on. Here the test does, through standard input.
 
+#![expect(clippy::unwrap_used, reason = "what a test needs beside its functions may panic as they do")]
+
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},

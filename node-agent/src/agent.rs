@@ -51,6 +51,8 @@ const BLIND: &str = "the node cannot be looked at: instances run on, but none is
     see the node agent's log";
 /// How often a service manager that watches us hears that we work.
 const ALIVE_PERIOD: Duration = Duration::from_secs(10);
+/// Between two tries to tell the coordinator of the stop.
+const GOODBYE_PAUSE: Duration = Duration::from_millis(50);
 /// How long tasks may take to end after a signal.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -340,10 +342,15 @@ async fn start(settings: &Settings, inherited: &Inherited, shutdown: &Shutdown, 
     Ok(())
 }
 
-/// From then on the coordinator sends nothing through what is open, and dials the next process.
+/// From its answer on the coordinator sends nothing through what is open, and dials the next process. It may
+/// be restarting too, and an older one knows no goodbye.
 async fn say_goodbye(client: Arc<Client>) {
-    if let Err(error) = client.stopping().await {
+    while let Err(error) = client.stopping().await {
         tracing::debug!(error = %Chain(&error), "the coordinator does not know that the node agent stops");
+        if error.is_refusal() {
+            return;
+        }
+        tokio::time::sleep(GOODBYE_PAUSE).await;
     }
 }
 
