@@ -1,6 +1,7 @@
 //! Every service type: its containers, its addresses, its SSH, and what its gateway says to it.
 
 use std::{
+    io::Write as _,
     net::Ipv4Addr,
     process::{Child, Command, ExitCode, Stdio},
     time::Duration,
@@ -313,6 +314,6 @@ async fn lives(machine: &Machine) -> anyhow::Result<()> {
     } else {
         "with the stub only: build infra/images/ssh and infra/images/ironclaw for the real ones"
     };
-    println!("{text}types: {said}");
+    writeln!(std::io::stdout(), "{text}types: {said}")?;
     Ok(())
 }
