@@ -82,26 +82,26 @@ impl Images {
 /// Checks an image for a service type: allowed, there, fit for the nodes. Returns the reference to order,
 /// which is pinned to a digest unless the image came from no registry.
 pub(crate) async fn check(app: &App, service_type: &ServiceType, image: &ImageReference) -> Result<ImageReference, Problem> {
-    let (image, held, architectures, access) = {
+    let (image, nodes, access) = {
         let reading = app.store.reading().map_err(internal)?;
         let list = reading.images().map_err(internal)?;
         let image = allowed::admit(&list, service_type.as_str(), image)?;
-        let (held, architectures) = nodes(app, &reading).map_err(internal)?;
+        let nodes = nodes(app, &reading).map_err(internal)?;
         let access = access(app, &reading, &image).map_err(internal)?;
-        (image, held, architectures, access)
+        (image, nodes, access)
     };
-    if let Some(local) = judge::local(&image, &held) {
+    if let Some(local) = judge::local(&image, &nodes.held) {
         return Ok(local);
     }
     let asked = app.images.look_up(&image, access).await;
-    judge::judge(&image, asked, &held, &architectures)
+    judge::judge(&image, asked, &nodes)
 }
 
 /// The digest that a reference leads to now; of an image that came from no registry, its id.
 pub(crate) async fn digest(app: &App, image: &ImageReference) -> Result<String, Problem> {
     let (held, access) = {
         let reading = app.store.reading().map_err(internal)?;
-        let (held, _) = nodes(app, &reading).map_err(internal)?;
+        let held = nodes(app, &reading).map_err(internal)?.held;
         (held, access(app, &reading, image).map_err(internal)?)
     };
     if judge::local(image, &held).is_some()
@@ -145,20 +145,28 @@ fn login(app: &App, record: &RegistryRecord) -> Result<Option<RegistryLogin>, St
     }))
 }
 
-/// What the nodes that speak to us have, and which architectures they are.
-fn nodes(app: &App, reading: &Reading) -> Result<(Vec<HeldImage>, BTreeSet<String>), StoreError> {
-    let mut held = Vec::new();
-    let mut architectures = BTreeSet::new();
+/// What the nodes that speak to us have, and what they are.
+#[derive(Debug, Default)]
+struct Nodes {
+    held: Vec<HeldImage>,
+    architectures: BTreeSet<String>,
+    /// One of them has an older node agent, which does not tell what it has.
+    not_telling: bool,
+}
+
+fn nodes(app: &App, reading: &Reading) -> Result<Nodes, StoreError> {
+    let mut all = Nodes::default();
     for node in reading.nodes()? {
         if node.revoked || !app.registry.is_alive(&node.id) {
             continue;
         }
         if let Some(facts) = node.facts {
-            held.extend(facts.images);
-            architectures.insert(facts.architecture);
+            all.not_telling |= facts.images.is_none();
+            all.held.extend(facts.images.unwrap_or_default());
+            all.architectures.insert(facts.architecture);
         }
     }
-    Ok((held, architectures))
+    Ok(all)
 }
 
 /// How to ask the registry of an image.
@@ -174,3 +182,6 @@ fn access(app: &App, reading: &Reading, image: &ImageReference) -> Result<regist
         login: login.map(|login| (login.username, login.password)),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -119,11 +119,11 @@ pub(crate) fn facts() -> NodeFacts {
         warnings: Vec::new(),
         storage: None,
         pressure: Pressure::None,
-        images: vec![HeldImage {
+        images: Some(vec![HeldImage {
             name: LOCAL_IMAGE.to_owned(),
             digest: format!("sha256:{}", "0".repeat(64)),
             local: true,
-        }],
+        }]),
     }
 }
 

@@ -11,7 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 main() {
   local code=0
   become_root "$0" "$@"
-  install_packages "${RUN_PACKAGES[@]}" "${IMAGE_PACKAGES[@]}"
+  install_packages "${RUN_PACKAGES[@]}" "${IMAGE_PACKAGES[@]}" "${REGISTRY_PACKAGES[@]}"
   ensure_rust
   cd "$REPOSITORY_DIR"
   root_with_users_rust cargo run --release --locked --quiet -p crabshack-tests --bin measure -- "$@" || code=$?

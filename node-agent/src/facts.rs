@@ -60,7 +60,7 @@ pub(crate) async fn node_facts(
             .collect(),
         storage: Some(storage.facts()),
         pressure: disks.pressure(),
-        images: images.held().await,
+        images: Some(images.held().await),
     }
 }
 

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         suite.test("image__should_be_refused_before_the_stream_when_it_cannot_run", refused);
         suite.test("registry_trouble__should_be_told_before_the_stream_and_in_time", trouble);
         suite.test("registry__should_not_be_needed_for_what_a_node_has", held);
+        suite.test("proxy__should_be_asked_for_registries_but_those_that_need_none", proxy);
         suite.test("login__should_reach_the_registry_and_nobody_else", login);
         suite.test("pull__should_tell_how_far_it_has_come", progress);
         suite.test("pull__should_say_what_went_wrong_and_go_on_when_it_can", pull_trouble);
@@ -216,6 +217,34 @@ async fn refusal_of_one(cluster: &Cluster<'_>, image: &str) -> anyhow::Result<()
         answer.text
     );
     Ok(())
+}
+
+async fn proxy(machine: &Machine) -> anyhow::Result<()> {
+    let registry = Registry::start(machine).await?;
+    registry.push("proxied", "1", &Build::default()).await?;
+    let proxy = format!("http://{HOST}");
+    Cluster::with_settings(machine, &[(Who::Coordinator, "HTTP_PROXY", &proxy)], async |cluster| {
+        // Only the proxy knows where that is.
+        let body = json!({"plain_http": true}).to_string();
+        let put = cluster.client.request(Method::PUT, "/registries/registry.example").body(body);
+        put.send().await?.error_for_status()?;
+        let asked = registry.faults.requests(Caller::Coordinator);
+        let entry = json!({"ref": "registry.example/proxied:1", "service_type": "openclaw"});
+        let added = cluster.client.post("/images", &entry).await?.success()?;
+        ensure!(added["digest"].is_string(), "{added}");
+        ensure!(registry.faults.requests(Caller::Coordinator) > asked, "the proxy was not asked");
+        cluster.stop(Who::Coordinator).await?;
+        cluster.set(Who::Coordinator, "NO_PROXY", "registry.example");
+        cluster.start(Who::Coordinator)?;
+        cluster.ready(Who::Coordinator).await?;
+        let asked = registry.faults.requests(Caller::Coordinator);
+        let resolved = cluster.client.post("/images/resolve-digests", &Value::Null).await?.success()?;
+        ensure!(resolved["failed"][0]["ref"] == entry["ref"], "{resolved}");
+        ensure!(resolved["images"][0]["digest"] == added["digest"], "{resolved}");
+        ensure!(registry.faults.requests(Caller::Coordinator) == asked, "the proxy was asked");
+        Ok(())
+    })
+    .await
 }
 
 async fn login(machine: &Machine) -> anyhow::Result<()> {

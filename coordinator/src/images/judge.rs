@@ -11,6 +11,7 @@ use crabshack_shared::{
 use http::StatusCode;
 
 use super::{
+    Nodes,
     manifest::{Found, registry_word},
     registry::RegistryError,
 };
@@ -46,24 +47,29 @@ fn fits(image: &ImageReference, have: &HeldImage) -> bool {
 pub(super) fn judge(
     image: &ImageReference,
     asked: Result<Found, RegistryError>,
-    nodes_have: &[HeldImage],
-    architectures: &BTreeSet<String>,
+    nodes: &Nodes,
 ) -> Result<ImageReference, Problem> {
     match asked {
         Ok(found) => {
-            runs_somewhere(image, &found, architectures)?;
+            runs_somewhere(image, &found, &nodes.architectures)?;
             image.pinned(&found.digest).map_err(|_| Problem::internal())
         }
         Err(error) => {
             if !matches!(error, RegistryError::Lies { .. })
-                && let Some(pinned) = held(image, nodes_have).and_then(|digest| image.pinned(digest).ok())
+                && let Some(usable) = on_nodes(image, nodes)
             {
-                tracing::warn!(%image, error = %Chain(&error), "a registry does not give an image; a node has it, so it is used as it is there");
-                return Ok(pinned);
+                tracing::warn!(%image, error = %Chain(&error), "a registry does not give an image; it is used as nodes have it");
+                return Ok(usable);
             }
             Err(problem(image, &error))
         }
     }
+}
+
+/// The image as a node has it, or may have it.
+fn on_nodes(image: &ImageReference, nodes: &Nodes) -> Option<ImageReference> {
+    let pinned = held(image, &nodes.held).and_then(|digest| image.pinned(digest).ok());
+    pinned.or_else(|| nodes.not_telling.then(|| image.clone()))
 }
 
 fn runs_somewhere(image: &ImageReference, found: &Found, architectures: &BTreeSet<String>) -> Result<(), Problem> {
@@ -145,20 +151,27 @@ mod tests {
 
     #[test]
     fn judge__should_pin_what_the_registry_says() {
-        let nodes = BTreeSet::from(["x86_64".to_owned()]);
-        let pinned = judge(&image("a/b:1"), found("amd64"), &[have("a/b:1", 'o', false)], &nodes).unwrap();
+        let nodes = Nodes {
+            held: vec![have("a/b:1", 'o', false)],
+            architectures: BTreeSet::from(["x86_64".to_owned()]),
+            not_telling: false,
+        };
+        let pinned = judge(&image("a/b:1"), found("amd64"), &nodes).unwrap();
         assert_eq!(pinned.to_string(), format!("a/b:1@{}", digest('f')));
-        let problem = judge(&image("a/b:1"), found("arm64"), &[], &nodes).unwrap_err();
+        let problem = judge(&image("a/b:1"), found("arm64"), &nodes).unwrap_err();
         assert_eq!(problem.code(), Code::ImageUnusable);
         assert!(problem.to_string().contains("it is for arm64, the nodes are amd64"));
-        assert!(judge(&image("a/b:1"), found("arm64"), &[], &BTreeSet::new()).is_ok());
+        assert!(judge(&image("a/b:1"), found("arm64"), &Nodes::default()).is_ok());
     }
 
     #[test]
     fn judge__should_make_do_with_what_a_node_has_unless_the_registry_lies() {
-        let nodes = [have("a/b:1", 'b', false), have("a/digest-only", 'c', false)];
+        let mut nodes = Nodes {
+            held: vec![have("a/b:1", 'b', false), have("a/digest-only", 'c', false)],
+            ..Nodes::default()
+        };
         let silent = || RegistryError::Slow(Duration::from_secs(5));
-        let of = |text: &str, error| judge(&image(text), Err(error), &nodes, &BTreeSet::new());
+        let of = |text: &str, error| judge(&image(text), Err(error), &nodes);
         assert_eq!(of("a/b:1", silent()).unwrap().digest(), Some(digest('b').as_str()));
         assert!(of("a/b:1", RegistryError::Status(StatusCode::BAD_GATEWAY)).is_ok());
         assert!(of("a/b:1", RegistryError::Refused).is_ok());
@@ -184,5 +197,8 @@ mod tests {
             let problem = of(text, error).unwrap_err();
             assert_eq!((problem.status().as_u16(), problem.code()), (status, code), "{text}");
         }
+        nodes.not_telling = true;
+        let unknown = judge(&image("a/x:1"), Err(RegistryError::NotFound), &nodes).unwrap();
+        assert_eq!(unknown, image("a/x:1"), "an older node agent may have it");
     }
 }

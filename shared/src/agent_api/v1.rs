@@ -354,9 +354,9 @@ pub struct NodeFacts {
     /// What the node does not do because its disks are nearly full.
     #[serde(default)]
     pub pressure: Pressure,
-    /// Images it has by name, whoever brought them.
+    /// Images it has by name, whoever brought them; none: an older node agent does not tell.
     #[serde(default)]
-    pub images: Vec<HeldImage>,
+    pub images: Option<Vec<HeldImage>>,
 }
 
 /// An image that a node has.

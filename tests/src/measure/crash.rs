@@ -59,6 +59,7 @@ pub enum Share {
 /// Kills around every step, or some.
 pub async fn figures(machine: &Machine, share: Share) -> anyhow::Result<Figures> {
     let began = Instant::now();
+    let _registry = scenario::registry(machine).await?;
     let (reference, steps) = reference(machine).await.context("the reference run")?;
     ensure!(!steps.is_empty(), "the processes log no actions");
     coverage::check(&steps.iter().map(|step| step.action.as_str()).collect())?;

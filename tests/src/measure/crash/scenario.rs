@@ -15,13 +15,16 @@ use serde_json::{Value, json};
 use crate::{
     client::stub,
     cluster::{Cluster, Who},
-    engine, must,
+    engine,
+    machine::Machine,
+    must,
+    registry::{Build, Caller, Fault, HOST, Registry},
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
-/// Nothing listens there, so that a pull fails at once and always in the same words.
-const ABSENT_IMAGE: &str = "127.0.0.1:9/absent:1";
+/// The coordinator finds it, Docker does not.
+const ABSENT: (&str, &str) = ("absent", "1");
 const OTHER_PUBLIC_URL: &str = "http://localhost:3999";
 const MORE_MEMORY: i64 = 2 << 30;
 
@@ -72,6 +75,15 @@ const SCRIPT: [(Act, &str); 16] = [
     (Act::Stop, "delta"),
     (Act::Move, "alpha"),
 ];
+
+/// A registry that shows an image to the coordinator and not to Docker, so that a pull fails at once and
+/// always in the same words.
+pub(super) async fn registry(machine: &Machine) -> anyhow::Result<Registry> {
+    let registry = Registry::start(machine).await?;
+    registry.push(ABSENT.0, ABSENT.1, &Build::default()).await?;
+    registry.faults.set_for(Caller::Docker, Fault::Status(404, None));
+    Ok(registry)
+}
 
 /// Plays it; nobody may die.
 pub(super) async fn play(cluster: &mut Cluster<'_>) -> anyhow::Result<Ids> {
@@ -167,7 +179,7 @@ async fn ask(cluster: &Cluster<'_>, act: Act, name: &str) -> anyhow::Result<bool
     let post = |action: &str| client.request(Method::POST, &format!("/instances/{name}/{action}"));
     let request = match act {
         Act::Create => creation(None),
-        Act::CreateAbsent => creation(Some(ABSENT_IMAGE)),
+        Act::CreateAbsent => creation(Some(&format!("{HOST}/{}:{}", ABSENT.0, ABSENT.1))),
         Act::Stop => post("stop"),
         Act::Start => post("start"),
         Act::Restart => post("restart"),
