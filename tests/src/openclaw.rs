@@ -43,9 +43,8 @@ pub fn request(name: &str, image: &str) -> Value {
 }
 
 /// Creates a real instance and shakes hands as the Control UI does.
-pub async fn hello_ok(cluster: &Cluster<'_>) -> anyhow::Result<bool> {
-    let image = import(&cluster.machine.dockerd).await?;
-    timeout(START, cluster.client.create(&request("claw", &image)))
+pub async fn hello_ok(cluster: &Cluster<'_>, image: &str) -> anyhow::Result<bool> {
+    timeout(START, cluster.client.create(&request("claw", image)))
         .await
         .context("OpenClaw does not start")??;
     let token = must::text(&cluster.client.instance("claw").await?, "token")?.to_owned();

@@ -23,8 +23,9 @@ fn main() -> ExitCode {
 }
 
 async fn hello(machine: &Machine) -> anyhow::Result<()> {
+    let image = openclaw::import(&machine.dockerd).await?;
     Cluster::with(machine, async |cluster| {
-        ensure!(openclaw::hello_ok(cluster).await?, "no hello-ok with operator rights");
+        ensure!(openclaw::hello_ok(cluster, &image).await?, "no hello-ok with operator rights");
         // Stop and start keep the workload's own state, and the handshake works again.
         cluster.client.act("claw", "stop").await?;
         cluster.client.act("claw", "start").await?;

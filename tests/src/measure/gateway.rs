@@ -14,6 +14,7 @@ const FRAME: usize = 25 << 20;
 /// At full size: ten minutes of silence, and the real OpenClaw.
 pub async fn figures(machine: &Machine) -> anyhow::Result<Figures> {
     let mut figures = Figures::default();
+    let openclaw = openclaw::import(&machine.dockerd).await?;
     Cluster::with(machine, async |cluster| {
         cluster.client.create(&stub("figures")).await?;
         let token = must::text(&cluster.client.instance("figures").await?, "token")?.to_owned();
@@ -25,7 +26,7 @@ pub async fn figures(machine: &Machine) -> anyhow::Result<Figures> {
             "idle_websocket_10min",
             idle_websocket(&visitor, Duration::from_secs(600)).await.is_ok(),
         );
-        figures.add("openclaw_hello_ok", openclaw::hello_ok(cluster).await?);
+        figures.add("openclaw_hello_ok", openclaw::hello_ok(cluster, &openclaw).await?);
         Ok(())
     })
     .await?;
