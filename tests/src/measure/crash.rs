@@ -23,6 +23,7 @@ use victim::{Blow, Point};
 use super::Figures;
 use crate::{
     cluster::{Cluster, Who},
+    command,
     machine::Machine,
     process::log_end,
 };
@@ -88,9 +89,12 @@ pub async fn figures(machine: &Machine, share: Share) -> anyhow::Result<Figures>
         if let Some(hole) = tally.count(point, run_halted(machine, point, &reference).await, &reference) {
             say(&format!("hole: {}: {hole}\n{}", point.text(), evidence(machine)));
             if point.is_engine() {
-                // What this dockerd still believes is not to spoil the next run.
+                // What this dockerd still believes, or has forgotten, is not to spoil the next run.
                 machine.dockerd.kill9().await?;
                 machine.dockerd.start_again().await?;
+                for bridge in state::bridges()? {
+                    command::run(&format!("ip link delete {bridge}"))?;
+                }
             }
         }
     }

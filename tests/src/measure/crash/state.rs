@@ -125,7 +125,7 @@ async fn look(cluster: &Cluster<'_>, ids: &Ids) -> anyhow::Result<Value> {
     }
     let state = json!({
         "api": view, "containers": containers, "networks": networks, "rules": rules()?,
-        "folders": tree(&cluster.data(Who::NodeAgent).join("instances"))?,
+        "bridges": bridges()?, "folders": tree(&cluster.data(Who::NodeAgent).join("instances"))?,
     });
     let mut text = state.to_string();
     for (name, id) in ids {
@@ -158,6 +158,17 @@ fn sorted(value: Value) -> Value {
         ),
         other => other,
     }
+}
+
+/// Names of the interfaces of links, also of those that Docker has forgotten.
+pub(super) fn bridges() -> anyhow::Result<Vec<String>> {
+    let links: Value = serde_json::from_str(&command::run("ip -j link")?)?;
+    let names = links
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|link| link["ifname"].as_str());
+    Ok(names.filter(|name| name.starts_with("cs-")).map(str::to_owned).collect())
 }
 
 /// Elements of the ruleset's own sets and maps, by bridge; addresses and epochs are left out.
