@@ -13,6 +13,7 @@ use crabshack_shared::{
 
 use crate::{
     agents::{connect::Connector, registry::Registry},
+    api::instances::exec::Desk,
     ca::Ca,
     config::Settings,
     events::Events,
@@ -42,6 +43,8 @@ pub(crate) struct App {
     pub(crate) gateway: Gateway,
     /// Asks registries.
     pub(crate) images: Images,
+    /// Commands that are to be run in instances.
+    pub(crate) exec: Desk,
     pub(crate) metrics: Metrics,
     pub(crate) halt: Halt,
     pub(crate) shutdown: Shutdown,

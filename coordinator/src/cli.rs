@@ -93,6 +93,12 @@ pub(crate) struct ServeArguments {
     /// beside those of the system.
     #[arg(long, env = "CRABSHACK_CA_BUNDLE")]
     pub(crate) ca_bundle: Option<PathBuf>,
+    /// A command in an instance that says and hears nothing for so long is ended.
+    #[arg(long, env = "CRABSHACK_EXEC_IDLE", default_value = "1h", value_parser = span)]
+    pub(crate) exec_idle: Duration,
+    /// A command in an instance is ended after so long.
+    #[arg(long, env = "CRABSHACK_EXEC_LENGTH", default_value = "24h", value_parser = span)]
+    pub(crate) exec_length: Duration,
     /// Life of certificates in seconds, for tests.
     #[arg(long, env = "CRABSHACK_CERTIFICATE_SECONDS", hide = true, default_value_t = 90 * 24 * 3600, value_parser = value_parser!(u64).range(5..=31_536_000))]
     pub(crate) certificate_seconds: u64,

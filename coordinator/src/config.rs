@@ -79,6 +79,10 @@ pub(crate) struct Settings {
     pub(crate) delete_grace: Duration,
     /// Authorities that are trusted beside the system's, for what goes out.
     pub(crate) ca_bundle: Vec<Certificate>,
+    /// A command is ended when it says and hears nothing for so long.
+    pub(crate) exec_idle: Duration,
+    /// A command is ended after so long.
+    pub(crate) exec_length: Duration,
     /// Life of a certificate.
     pub(crate) certificate_life: Duration,
     /// How long a join token can be used.
@@ -142,6 +146,8 @@ impl Settings {
             ready_timeout: Duration::from_secs(arguments.ready_timeout),
             delete_grace: arguments.delete_grace,
             ca_bundle: arguments.ca_bundle.as_deref().map_or(Ok(Vec::new()), ca_bundle)?,
+            exec_idle: arguments.exec_idle,
+            exec_length: arguments.exec_length,
             certificate_life: Duration::from_secs(arguments.certificate_seconds),
             join_token_life: Duration::from_secs(arguments.join_token_seconds.into()),
         })

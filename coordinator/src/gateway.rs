@@ -40,6 +40,7 @@ use crabshack_shared::{
     secret::Secret,
     shutdown::Shutdown,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::agents::connect::Connector;
 
@@ -65,6 +66,11 @@ impl Gateway {
             sessions: sessions::Sessions::default(),
             shutdown,
         })
+    }
+
+    /// Cancelled when the token with which something was opened ends.
+    pub(crate) fn session(&self, instance: InstanceId, token: &Secret) -> CancellationToken {
+        self.sessions.enter(instance, token)
     }
 
     /// Closes what earlier tokens of an instance have opened. Call it after the new one is on disk.

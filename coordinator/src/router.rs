@@ -25,7 +25,9 @@ use crate::{
 pub(crate) fn api(app: &Arc<App>) -> Router {
     let open = Router::new()
         .route("/health", get(health::health))
-        .route("/metrics", get(health::metrics));
+        .route("/metrics", get(health::metrics))
+        // A browser sends no credential with a WebSocket: the ticket is one.
+        .route("/instances/{name}/exec", get(instances::exec::attach));
     let admin = Router::new()
         .route("/instances", get(instances::list).post(instances::create))
         .route(
@@ -40,6 +42,7 @@ pub(crate) fn api(app: &Arc<App>) -> Router {
         .route("/instances/{name}/undelete", post(instances::deleted::undelete))
         .route("/instances/{name}/ssh", get(instances::ssh))
         .route("/instances/{name}/logs", get(instances::logs::logs))
+        .route("/instances/{name}/exec", post(instances::exec::ask))
         .route("/instances/{name}/stats", get(instances::usage::stats))
         .route("/instances/{name}/events", get(instances::usage::events))
         .route("/images", get(images::list).post(images::add).delete(images::remove))

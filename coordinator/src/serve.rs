@@ -18,6 +18,7 @@ use crabshack_shared::{
 
 use crate::{
     agents::{connect::Connector, registry::Registry},
+    api::instances::exec::Desk,
     app::App,
     ca::Ca,
     config::Settings,
@@ -73,6 +74,7 @@ pub(crate) fn build(settings: Settings, halt_at: Option<HaltPoint>) -> anyhow::R
         connector,
         gateway,
         images,
+        exec: Desk::default(),
         metrics: Metrics::new(),
         halt: Halt::new(halt_at),
         shutdown,

@@ -295,6 +295,7 @@ async fn start(settings: &Settings, inherited: &Inherited, shutdown: &Shutdown, 
         address: settings.data_plane,
         source,
     };
+    shutdown.spawn(Arc::clone(&tenants).end_orphans());
     let door = Door {
         listener: inherited.listener("data-plane", settings.data_plane).map_err(cannot_serve)?,
         tls: data_plane.clone(),

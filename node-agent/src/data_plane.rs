@@ -1,6 +1,7 @@
-//! What the coordinator dials: byte streams to the ports of instances, their logs and their use. Nobody but
-//! the coordinator is served, and no port is dialled that a recipe does not name.
+//! What the coordinator dials: byte streams to the ports of instances, commands in them, their logs and
+//! their use. Nobody but the coordinator is served, and no port is dialled that a recipe does not name.
 
+pub(crate) mod exec;
 mod tenants;
 mod tunnel;
 
@@ -37,7 +38,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 pub(crate) use self::tenants::Tenants;
-use crate::logs::MOST_LINES;
+use crate::{docker::Docker, logs::MOST_LINES};
 
 const HEAD_LIMITS: HeadLimits = HeadLimits {
     first: Duration::from_secs(10),
@@ -54,6 +55,9 @@ pub(crate) trait Instances: Send + Sync + 'static {
     /// Where an instance's container is, and which of its ports may be dialled. None: no such
     /// instance here, or it is down.
     fn address(&self, instance: InstanceId) -> Option<(Ipv4Addr, &[u16])>;
+
+    /// What runs commands in an instance that is to be up.
+    fn engine(&self, instance: InstanceId) -> Result<Docker, Problem>;
 
     /// The last lines of an instance's log, oldest first.
     fn logs(&self, instance: InstanceId, tail: u32) -> impl Future<Output = Result<String, Problem>> + Send;
@@ -73,6 +77,7 @@ struct DataPlane<I> {
     refusals: Arc<Refusals>,
     tunnels: TaskTracker,
     stop: CancellationToken,
+    room: exec::Room,
 }
 
 /// Where it listens, and as whom.
@@ -103,6 +108,7 @@ pub(crate) async fn serve<I: Instances>(
         refusals: Arc::clone(&refusals),
         tunnels: tunnels.clone(),
         stop: stop.clone(),
+        room: exec::Room::default(),
     }));
     let server = Server::new(listener, HEAD_LIMITS, refusals).with_tls(tls);
     let open = server.serve(routes, stop).await?;
@@ -125,6 +131,7 @@ pub(crate) async fn serve<I: Instances>(
 fn routes<I: Instances>(plane: Arc<DataPlane<I>>) -> Router {
     Router::new()
         .route("/v1/instances/{id}/tunnel/{port}", get(open_tunnel))
+        .route("/v1/instances/{id}/exec", get(open_exec))
         .route("/v1/instances/{id}/logs", get(read_logs))
         .route("/v1/instances/{id}/stats", get(read_stats))
         .fallback(async || Problem::not_found("no such route on a node's data plane"))
@@ -181,6 +188,16 @@ async fn open_tunnel<I: Instances>(
         address
     };
     tunnel::open((address, port).into(), request, plane.tunnels.clone(), plane.stop.clone()).await
+}
+
+async fn open_exec<I: Instances>(
+    State(plane): State<Arc<DataPlane<I>>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let instance = known(&id)?;
+    let docker = plane.instances.engine(instance)?;
+    exec::open(docker, instance, &plane.room, request, &plane.tunnels, plane.stop.clone())
 }
 
 #[derive(Deserialize)]

@@ -4,7 +4,7 @@
 //! what is there but different is an error and never removed on the way.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::Ipv4Addr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -39,6 +39,7 @@ mod strangers;
 pub(crate) use self::{
     body::COMPATIBLE_CAPABILITIES,
     error::DockerError,
+    exec::{Attached, AttachedOutput},
     facts::DockerFacts,
     hardening::{Hardening, MountFound, PortFound},
     limits::{AppliedLimits, Bounds},
@@ -57,6 +58,8 @@ pub(crate) struct Docker {
     /// By Docker's container id, so that a container is inspected when something happened to it only.
     known: Arc<Mutex<HashMap<String, Known>>>,
     abilities: Arc<Mutex<Abilities>>,
+    /// Commands that somebody here listens to.
+    attached: Arc<Mutex<HashSet<String>>>,
 }
 
 /// What the last inspection of a container said; true while the list calls its state the same.
@@ -96,6 +99,7 @@ impl Docker {
             socket: path.into(),
             known: Arc::default(),
             abilities: Arc::default(),
+            attached: Arc::default(),
         })
     }
 
@@ -106,6 +110,10 @@ impl Docker {
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attached(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn abilities(&self) -> Abilities {

@@ -8,6 +8,7 @@
 //! | agent | `POST /v1/report` | what the node observes |
 //! | agent | `POST /v1/stopping` | it accepts no more, open tunnels are to end; 204 when no request will use one of them |
 //! | coordinator | `GET /v1/instances/{id}/tunnel/{port}` | upgrade `crabshack-tunnel`: bytes to a port of the instance |
+//! | coordinator | `GET /v1/instances/{id}/exec` | upgrade `crabshack-exec`: a command in the instance, see [`crate::exec`] |
 //! | coordinator | `GET /v1/instances/{id}/logs?tail=N` | `{"logs"}`; with `&follow=true` the text itself, without end |
 //! | coordinator | `GET /v1/instances/{id}/stats` | [`v1::Stats`] |
 //!

@@ -7,10 +7,10 @@ use axum::{
     http::{HeaderValue, StatusCode, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What went wrong, in words that programs may rely on. Codes are added, never renamed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
     /// The request is not of the documented form.
@@ -29,6 +29,8 @@ pub enum Code {
     Conflict,
     /// No node has room.
     NoCapacity,
+    /// As many as are allowed at a time are there already.
+    TooMany,
     /// The body is larger than the limit.
     TooLarge,
     /// The list of images does not hold it for this service type.
@@ -92,6 +94,11 @@ impl Problem {
     /// 409 with its own code.
     pub fn conflict(code: Code, message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, code, message)
+    }
+
+    /// 429: the limit is reached.
+    pub fn too_many(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, Code::TooMany, message)
     }
 
     /// 502: what stands behind us cannot be reached.

@@ -123,6 +123,7 @@ fn pack(program: &Path, tar: &Path) -> anyhow::Result<()> {
     fs::copy(program, at("usr/local/bin/crabshack-stub-agent"))?;
     symlink("crabshack-stub-agent", at("usr/local/bin/crabshack-configure"))?;
     symlink("../usr/local/bin/crabshack-stub-agent", at("bin/sh"))?;
+    symlink("crabshack-stub-agent", at("usr/local/bin/stub"))?;
     fs::write(at("etc/passwd"), "root:x:0:0::/:/\nagent:x:1000:1000::/home/agent:/\n")?;
     fs::write(at("etc/group"), "root:x:0:\nagent:x:1000:\n")?;
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755))?;

@@ -13,6 +13,7 @@ pub mod command;
 pub mod data_plane;
 pub mod dockerd;
 pub mod engine;
+pub mod exec;
 pub mod gateway;
 pub mod image;
 pub mod internet;

@@ -4,6 +4,7 @@ pub mod crash;
 pub mod create;
 pub mod density;
 pub mod egress_first;
+pub mod exec;
 pub mod gateway;
 pub mod product_upgrade;
 pub mod quota;

@@ -16,6 +16,7 @@ use crabshack_shared::{
         TUNNEL_PROTOCOL,
         v1::{Logs, Stats},
     },
+    exec,
     ids::{InstanceId, NodeId},
     tls,
 };
@@ -102,7 +103,7 @@ pub(crate) enum ConnectError {
     },
 }
 
-/// Bytes to and from a port of an instance.
+/// Bytes to and from a port of an instance, or a command in it.
 pub(crate) struct Tunnel(TokioIo<Upgraded>);
 
 /// Dials nodes as the coordinator.
@@ -128,8 +129,24 @@ impl Connector {
 
     /// Opens a byte stream to a port of an instance. It is open end to end: the instance accepted.
     pub(crate) async fn tunnel(&self, node: &NodeDial, instance: InstanceId, port: u16) -> Result<Tunnel, ConnectError> {
-        let path = format!("/v1/instances/{instance}/tunnel/{port}");
-        let headers = [(CONNECTION, "Upgrade"), (UPGRADE, TUNNEL_PROTOCOL)];
+        self.upgraded(node, instance, &format!("tunnel/{port}"), TUNNEL_PROTOCOL)
+            .await
+    }
+
+    /// Opens a stream of frames to a command that the first of them asks for.
+    pub(crate) async fn exec(&self, node: &NodeDial, instance: InstanceId) -> Result<Tunnel, ConnectError> {
+        self.upgraded(node, instance, "exec", exec::PROTOCOL).await
+    }
+
+    async fn upgraded(
+        &self,
+        node: &NodeDial,
+        instance: InstanceId,
+        what: &str,
+        protocol: &'static str,
+    ) -> Result<Tunnel, ConnectError> {
+        let path = format!("/v1/instances/{instance}/{what}");
+        let headers = [(CONNECTION, "Upgrade"), (UPGRADE, protocol)];
         let mut response = self.ask(node, &path, &headers).await?;
         match response.status() {
             StatusCode::SWITCHING_PROTOCOLS => {

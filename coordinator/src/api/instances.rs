@@ -4,6 +4,7 @@
 mod change;
 mod create;
 pub(crate) mod deleted;
+pub(crate) mod exec;
 pub(crate) mod logs;
 pub(crate) mod patch;
 mod request;

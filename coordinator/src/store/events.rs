@@ -63,6 +63,23 @@ impl<T: Source> Snapshot<T> {
 impl Writing {
     /// Adds a transition; the oldest one makes room.
     pub(crate) fn note(&self, instance: InstanceId, event: &InstanceEvent) -> Result<(), StoreError> {
+        self.note_numbered(instance, event).map(drop)
+    }
+
+    /// Says more of a transition, by its number, if it is still kept.
+    pub(crate) fn amend(&self, instance: InstanceId, number: u64, event: &InstanceEvent) -> Result<(), StoreError> {
+        let bytes = tables::encode(event)?;
+        let id = instance.to_string();
+        let key = (id.as_str(), number);
+        let mut opened = self.0.open_table(tables::EVENTS)?;
+        if opened.get(key)?.is_some() {
+            opened.insert(key, bytes.as_slice())?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::note`]; the number is for [`Self::amend`].
+    pub(crate) fn note_numbered(&self, instance: InstanceId, event: &InstanceEvent) -> Result<u64, StoreError> {
         let bytes = tables::encode(event)?;
         let id = instance.to_string();
         let mut opened = self.0.open_table(tables::EVENTS)?;
@@ -75,7 +92,7 @@ impl Writing {
         if let Some(oldest) = next.checked_sub(KEPT) {
             opened.remove((id.as_str(), oldest))?;
         }
-        Ok(())
+        Ok(next)
     }
 
     /// Adds what a node saw since the last event of it that is kept, in its order. What is said of

@@ -5,11 +5,11 @@ use std::{net::Ipv4Addr, sync::Arc};
 use crabshack_shared::{
     agent_api::v1::{Desired, Stats},
     ids::InstanceId,
-    problem::Problem,
+    problem::{Code, Problem},
     telemetry::Chain,
 };
 
-use super::{Instances, LogStream};
+use super::{Instances, LogStream, exec};
 use crate::{
     docker::{Docker, DockerError},
     ledger::{Entry, Ledger},
@@ -37,6 +37,13 @@ impl Tenants {
         }
     }
 
+    /// Ends the commands that a node agent which was killed has left behind.
+    pub(crate) async fn end_orphans(self: Arc<Self>) {
+        for entry in self.ledger.entries() {
+            exec::ending::sweep(&self.docker, entry.order.id).await;
+        }
+    }
+
     fn entry(&self, id: InstanceId) -> Result<Arc<Entry>, Problem> {
         self.ledger
             .entry(id)
@@ -49,6 +56,14 @@ impl Instances for Tenants {
         let entry = self.ledger.entry(id)?;
         let recipe = recipe::recipe(&entry.order.spec)?;
         Some((entry.link.address, std::slice::from_ref(&recipe.service.gateway_port)))
+    }
+
+    fn engine(&self, id: InstanceId) -> Result<Docker, Problem> {
+        if self.entry(id)?.order.desired == Desired::Running {
+            Ok(self.docker.clone())
+        } else {
+            Err(Problem::conflict(Code::Stopped, "the instance is not to run on this node"))
+        }
     }
 
     async fn logs(&self, id: InstanceId, tail: u32) -> Result<String, Problem> {

@@ -1,4 +1,8 @@
-//! Running a command in a running instance.
+//! Running a command in a running instance: to its end for ourselves, or with its streams attached for
+//! somebody else.
+
+mod attached;
+mod output;
 
 use std::time::Duration;
 
@@ -9,6 +13,8 @@ use bollard::{
 use crabshack_shared::ids::InstanceId;
 use futures_util::TryStreamExt as _;
 
+pub(crate) use self::attached::{Attached, AttachedOutput};
+use self::output::Output;
 use super::{Docker, DockerError, docker_name, error::status, logs::LastBytes};
 
 /// Most bytes of output that are kept; the oldest go first.
@@ -54,11 +60,15 @@ impl Docker {
                 }
             })
             .await;
-        result.map_err(|error| match status(&error) {
-            Some(404) => DockerError::NoSuchContainer { instance },
-            Some(409) => DockerError::NotRunning { instance },
-            _ => DockerError::of("run a command in the container", error),
-        })
+        result.map_err(|error| refused(instance, error))
+    }
+}
+
+fn refused(instance: InstanceId, error: Error) -> DockerError {
+    match status(&error) {
+        Some(404) => DockerError::NoSuchContainer { instance },
+        Some(409) => DockerError::NotRunning { instance },
+        _ => DockerError::of("run a command in the container", error),
     }
 }
 

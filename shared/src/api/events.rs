@@ -56,6 +56,8 @@ pub enum Wished {
     Purged,
     /// It was given to another node.
     Moved,
+    /// A command was run in it; the reason names it and says how it ended.
+    Exec,
 }
 
 /// Who noted an event.

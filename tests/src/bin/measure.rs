@@ -7,12 +7,12 @@ use anyhow::{Context as _, bail};
 use crabshack_tests::{
     image, isolation,
     machine::Machine,
-    measure::{Figures, crash, create, density, egress_first, gateway, product_upgrade, quota, storm, types},
+    measure::{Figures, crash, create, density, egress_first, exec, gateway, product_upgrade, quota, storm, types},
     suite,
 };
 
 /// Name and subject of every measurement.
-const NAMES: [(&str, &str); 9] = [
+const NAMES: [(&str, &str); 10] = [
     (
         "create",
         "create to ready against the raw Engine API, and memory with 12 instances",
@@ -36,6 +36,10 @@ const NAMES: [(&str, &str); 9] = [
     (
         "product-upgrade",
         "both processes replaced, the node agent by one with another recipe, while requests are made",
+    ),
+    (
+        "exec",
+        "commands in an instance against the raw Engine API: round trips, and 100 MiB both ways",
     ),
     ("egress-first", "what escapes from the first packet on"),
     (
@@ -93,6 +97,7 @@ async fn take(name: &str) -> anyhow::Result<Figures> {
         "crash" => crash::figures(&machine, crash::Share::Whole).await,
         "density" => density::figures(&machine, density::Size::FULL).await,
         "product-upgrade" => product_upgrade::figures(&machine, 4).await,
+        "exec" => exec::figures(&machine, exec::Size::FULL).await,
         "quota" => quota::figures(&machine, 1024).await,
         "types" => types::figures(&machine).await,
         _ => egress_first::figures(&machine, 20).await,

@@ -2,7 +2,8 @@
 //! gateway and SSH ports) and misbehaves on request, by the `STUB_*` variables of [`settings`].
 //!
 //! It is one static binary in an otherwise empty image; called as `crabshack-configure` it merges
-//! the managed settings, as every image must; as `sh` it starts the command; with `eat MIB` it only uses that much memory.
+//! the managed settings, as every image must; as `sh` it starts the command; as `stub TOOL` it is one of
+//! [`tools`]; with `eat MIB` it only uses that much memory.
 
 mod configure;
 mod disk;
@@ -13,6 +14,7 @@ mod probe;
 mod report;
 mod routes;
 mod settings;
+mod tools;
 
 use std::{
     env,
@@ -49,6 +51,8 @@ fn main() -> ExitCode {
             .args(env::args().skip(5))
             .exec()
             .into())
+    } else if let Some(tool) = tool() {
+        tools::run(&tool)
     } else if let Some(mebibytes) = env::args().skip_while(|word| word != "eat").nth(1) {
         // A process of its own that is killed for its appetite, unless there is enough.
         drop(misbehave::eat(mebibytes.parse().unwrap_or_default()));
@@ -65,6 +69,12 @@ fn main() -> ExitCode {
         ));
         ExitCode::FAILURE
     })
+}
+
+/// The words after `stub`, whether it was called by that name or told it.
+fn tool() -> Option<Vec<String>> {
+    let mut words = env::args().skip_while(|word| Path::new(word).file_name().is_none_or(|name| name != "stub"));
+    words.next().map(|_| words.collect())
 }
 
 fn start(settings: Settings) -> anyhow::Result<ExitCode> {
