@@ -232,13 +232,20 @@ async fn proxy(machine: &Machine) -> anyhow::Result<()> {
         let entry = json!({"ref": "registry.example/proxied:1", "service_type": "openclaw"});
         let added = cluster.client.post("/images", &entry).await?.success()?;
         ensure!(added["digest"].is_string(), "{added}");
-        ensure!(registry.faults.requests(Caller::Coordinator) > asked, "the proxy was not asked");
+        ensure!(
+            registry.faults.requests(Caller::Coordinator) > asked,
+            "the proxy was not asked"
+        );
         cluster.stop(Who::Coordinator).await?;
         cluster.set(Who::Coordinator, "NO_PROXY", "registry.example");
         cluster.start(Who::Coordinator)?;
         cluster.ready(Who::Coordinator).await?;
         let asked = registry.faults.requests(Caller::Coordinator);
-        let resolved = cluster.client.post("/images/resolve-digests", &Value::Null).await?.success()?;
+        let resolved = cluster
+            .client
+            .post("/images/resolve-digests", &Value::Null)
+            .await?
+            .success()?;
         ensure!(resolved["failed"][0]["ref"] == entry["ref"], "{resolved}");
         ensure!(resolved["images"][0]["digest"] == added["digest"], "{resolved}");
         ensure!(registry.faults.requests(Caller::Coordinator) == asked, "the proxy was asked");

@@ -1,7 +1,11 @@
+use std::{net::TcpListener, sync::Arc};
+
 use axum::Router;
-use axum_server::tls_rustls::RustlsConfig;
+use crabshack_shared::serve::{HeadLimits, Refusals, Server, ServerTls};
 use http::header::CONTENT_TYPE;
+use rustls::{ServerConfig, pki_types::PrivateKeyDer};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::testing::TestApp;
@@ -12,9 +16,12 @@ async fn registry() -> (String, String) {
     crabshack_shared::tls::install_provider();
     let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
     let certificate = made.cert.pem();
-    let tls = RustlsConfig::from_pem(certificate.clone().into_bytes(), made.signing_key.serialize_pem().into_bytes());
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let tls = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let host = listener.local_addr().unwrap().to_string();
     let configuration = json!({"os": "linux", "architecture": "amd64"}).to_string();
     let manifest = json!({"schemaVersion": 2, "config": {"digest": manifest::digest(configuration.as_bytes())}}).to_string();
@@ -26,8 +33,13 @@ async fn registry() -> (String, String) {
         };
         ([(CONTENT_TYPE, "application/json")], body)
     };
-    let server = axum_server::from_tcp_rustls(listener, tls.await.unwrap()).unwrap();
-    tokio::spawn(server.serve(Router::new().fallback(answer).into_make_service()));
+    let limits = HeadLimits {
+        first: PATIENCE,
+        next: PATIENCE,
+    };
+    let server =
+        Server::new(listener.into(), limits, Arc::new(Refusals::new("registry"))).with_tls(ServerTls::new(Arc::new(tls)));
+    tokio::spawn(server.serve(Router::new().fallback(answer), CancellationToken::new()));
     (host, certificate)
 }
 
