@@ -183,10 +183,12 @@ fn challenge(text: &str) -> Response {
 
 fn refusal(status: u16, retry_after: Option<u32>) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let code = if status == StatusCode::TOO_MANY_REQUESTS {
-        "TOOMANYREQUESTS"
-    } else {
-        "UNKNOWN"
+    let code = match status {
+        StatusCode::UNAUTHORIZED => "UNAUTHORIZED",
+        StatusCode::FORBIDDEN => "DENIED",
+        StatusCode::NOT_FOUND => "MANIFEST_UNKNOWN",
+        StatusCode::TOO_MANY_REQUESTS => "TOOMANYREQUESTS",
+        _ => "UNKNOWN",
     };
     let body = format!("{{\"errors\":[{{\"code\":\"{code}\",\"message\":\"as asked\"}}]}}");
     let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
