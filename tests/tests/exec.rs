@@ -71,9 +71,9 @@ async fn plain(machine: &Machine) -> anyhow::Result<()> {
         let request = json!({"command": ["stub", "both"], "workdir": "/no/such/folder"});
         let nowhere = Exec::run(client, "plain", &request).await?;
         ensure!([126, 127].contains(&nowhere.code()?), "{nowhere:?}");
-        // The image has no shell.
+        // The image has a shell that does nothing.
         let shell = Exec::run(client, "plain", &json!({})).await?;
-        ensure!(shell.code()? == 127, "{shell:?}");
+        ensure!(shell.code()? != 0, "{shell:?}");
         Ok(())
     })
     .await
