@@ -218,6 +218,19 @@ impl Egress {
         host::rules_in_the_way().await
     }
 
+    /// Whether the bridge of a link is on the node, whether Docker knows of it or not.
+    pub(crate) fn has_bridge(&self, link: &Link) -> bool {
+        host::has_interface(&link.bridge)
+    }
+
+    /// Removes the bridge of a link, which Docker has let go of. Idempotent.
+    pub(crate) async fn remove_bridge(&self, link: &Link) -> Result<(), EgressError> {
+        if self.has_bridge(link) {
+            host::remove_interface(&link.bridge).await?;
+        }
+        Ok(())
+    }
+
     /// Bridges that any element of the ruleset names, armed completely or not.
     pub(crate) async fn bridges(&self) -> Result<BTreeSet<String>, EgressError> {
         Ok(self.table().await?.unwrap_or_default().bridges())

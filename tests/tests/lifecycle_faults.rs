@@ -12,7 +12,7 @@ use bollard::{
 use crabshack_tests::{
     client::{stub, stub_with},
     cluster::{Cluster, Who},
-    data_plane, dockerd, engine,
+    command, data_plane, dockerd, engine,
     machine::Machine,
     must::{PATIENCE, become_true, eventually, stay_true, text},
     suite,
@@ -38,6 +38,10 @@ fn main() -> ExitCode {
         suite.test("followed_log__should_go_on_over_a_restart", log_is_followed);
         suite.test("stats__should_tell_use_also_when_stopped", stats);
         suite.test("container__should_keep_its_neighbours_quiet", quiet);
+        suite.test(
+            "bridge_without_a_network__should_be_replaced_and_go_with_the_instance",
+            forgotten_bridge,
+        );
         suite.test("start_that_dockerd_died_in__should_come_true_or_say_what_helps", cut_short);
     })
 }
@@ -355,6 +359,23 @@ async fn cut_short(machine: &Machine) -> anyhow::Result<()> {
             let port = instance["ssh_port"].as_u64().context("no SSH port")?;
             ensure!(ports.contains(&port.to_string()), "{port} is not in {ports}");
         }
+        Ok(())
+    })
+    .await
+}
+
+/// What a dockerd leaves that is killed while it makes a network.
+async fn forgotten_bridge(machine: &Machine) -> anyhow::Result<()> {
+    Cluster::with(machine, async |cluster| {
+        let (engine, id) = (machine.dockerd.engine(), create(cluster, &stub("astray")).await?);
+        let bridge = format!("cs-{}", &id[..12]);
+        cluster.client.act("astray", "stop").await?;
+        engine::wipe(engine).await?;
+        command::run(&format!("ip link add {bridge} type bridge"))?;
+        cluster.client.act("astray", "start").await?;
+        ready(cluster, "astray").await?;
+        cluster.client.delete("astray", true).await?;
+        ensure!(!command::run("ip link")?.contains(&bridge), "{bridge} is left");
         Ok(())
     })
     .await

@@ -285,6 +285,19 @@ pub(super) async fn strict_sources(bridge: &str) -> Result<(), EgressError> {
     }
 }
 
+/// Whether the node has an interface of this name.
+pub(super) fn has_interface(name: &str) -> bool {
+    Path::new("/proc/sys/net/ipv4/conf").join(name).exists()
+}
+
+/// Removes an interface; one that is not there is no error.
+pub(super) async fn remove_interface(name: &str) -> Result<(), EgressError> {
+    match run(Tool::Ip, &["link", "delete", name], None).await {
+        Err(error) if has_interface(name) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
 async fn write_setting(path: &Path, value: &str) -> Result<bool, EgressError> {
     let failed = |source| EgressError::Setting {
         path: path.display().to_string(),

@@ -97,7 +97,10 @@ pub(crate) async fn apply(node: &Node, armed: &ArmedCache, entry: &Entry, action
             node.egress.disarm(&entry.link).await?;
             armed.note(&entry.link, false);
         }
-        Action::RemoveNetwork => node.docker.remove_network(id).await?,
+        Action::RemoveNetwork => {
+            node.docker.remove_network(id).await?;
+            node.egress.remove_bridge(&entry.link).await?;
+        }
         Action::RemoveVolume => node.volumes.remove(id).await?,
     }
     Ok(())

@@ -205,6 +205,9 @@ async fn look(
     let folder = node.folder(entry);
     let recipe = recipe::recipe(&entry.order.spec);
     let network = match docker.networks.get(&id) {
+        // Docker died while it made or removed it. Made over that bridge, it would take it for somebody
+        // else's and leave it behind, and the next link of these addresses would lead nowhere.
+        None if node.egress.has_bridge(&entry.link) => Presence::Differs,
         None => Presence::Absent,
         Some(network) if network.subnet == Some(entry.link.subnet) && network.bridge == entry.link.bridge => Presence::Matches,
         Some(_) => Presence::Differs,

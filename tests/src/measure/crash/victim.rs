@@ -11,7 +11,14 @@ use super::Step;
 use crate::{client::Client, cluster::Who, machine::Machine};
 
 /// During these dockerd has something to lose.
-const ENGINE_ACTIONS: [&str; 4] = ["CreateContainer", "StartContainer", "StopContainer", "RemoveContainer"];
+const ENGINE_ACTIONS: [&str; 6] = [
+    "CreateNetwork",
+    "CreateContainer",
+    "StartContainer",
+    "StopContainer",
+    "RemoveContainer",
+    "RemoveNetwork",
+];
 /// How long after an action's announcement dockerd is killed: before it has understood, in the middle
 /// of it.
 const MOMENTS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(40)];
