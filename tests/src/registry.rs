@@ -4,7 +4,11 @@
 mod faults;
 mod push;
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use tokio::process::Command;
@@ -21,8 +25,6 @@ use crate::{
 
 /// Where everybody asks.
 pub const HOST: &str = "127.0.0.1:5000";
-/// Where the registry really is.
-const BEHIND: &str = "127.0.0.1:5001";
 const START: Duration = Duration::from_secs(20);
 
 /// A running registry, empty at first.
@@ -31,6 +33,8 @@ pub struct Registry {
     /// What stands in between.
     pub faults: Faults,
     http: reqwest::Client,
+    /// Where the registry really is.
+    behind: SocketAddr,
     folder: tempfile::TempDir,
     _process: Process,
 }
@@ -41,9 +45,11 @@ impl Registry {
         let program = must::program(&["docker-registry"]).context("docker-registry is missing: install docker-registry")?;
         let folder = tempfile::tempdir_in(machine.folder())?;
         let config = folder.path().join("config.yml");
+        // Another one each time: the last registry may not have let go of its own yet.
+        let behind = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let root = folder.path().join("data");
         let text = format!(
-            "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{BEHIND}\"}}\n",
+            "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{behind}\"}}\n",
             root.display()
         );
         fs::write(&config, text)?;
@@ -52,13 +58,14 @@ impl Registry {
         let process = Process::start(&mut command, &machine.logs().join("registry.log"))?;
         let http = reqwest::Client::builder().no_proxy().build()?;
         eventually("the registry answers", START, async || {
-            let answer = http.get(format!("http://{BEHIND}/v2/")).send().await?;
+            let answer = http.get(format!("http://{behind}/v2/")).send().await?;
             Ok(answer.status().is_success().then_some(()))
         })
         .await?;
         Ok(Self {
-            faults: Faults::start(HOST, BEHIND).await?,
+            faults: Faults::start(HOST, &behind.to_string()).await?,
             http,
+            behind,
             folder,
             _process: process,
         })
@@ -73,7 +80,7 @@ impl Registry {
     pub async fn push(&self, name: &str, tag: &str, build: &Build) -> anyhow::Result<String> {
         let pusher = push::Pusher {
             http: &self.http,
-            base: format!("http://{BEHIND}/v2/{name}"),
+            base: format!("http://{}/v2/{name}", self.behind),
             folder: self.folder.path(),
         };
         pusher
