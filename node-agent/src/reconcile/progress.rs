@@ -91,7 +91,12 @@ impl Progress {
         {
             attempts.note_failure(reason, true);
         }
-        plan(&entry.order, &seen.observed, attempts, never_restart)
+        let plan = plan(&entry.order, &seen.observed, attempts, never_restart);
+        // A step whose answer was lost may have come true all the same.
+        if plan == Plan::default() {
+            attempts.note_success();
+        }
+        plan
     }
 
     /// The kernel killed a process of an instance for want of memory.
@@ -234,5 +239,34 @@ impl Instance {
         let wanted = self.entry.order.desired == Desired::Running;
         let shown = wanted && (self.seen.last_exit.is_some() || self.attempts.is_looping_now());
         self.last_exit.clone().filter(|_| shown && !self.attempts.was_stopped())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{fixtures, link::Pool};
+
+    #[test]
+    fn decide__should_forget_a_failure_once_nothing_is_left_to_do() -> anyhow::Result<()> {
+        let order = fixtures::order(Desired::Stopped, 1);
+        let id = order.id;
+        let link = Pool::new("10.201.0.0/16".parse()?)?.link(id, 1)?;
+        let entry = Arc::new(Entry {
+            order,
+            link,
+            lapsed: false,
+        });
+        let progress = Progress::default();
+        let told = || {
+            progress.decide(&entry, &Seen::default(), &[], None);
+            progress.lock().instances[&id].attempts.reason().map(str::to_owned)
+        };
+        assert_eq!(told(), None);
+        progress.finish(id, Some(("Docker went away while it stopped it".to_owned(), true)));
+        assert!(told().is_some(), "it is told for a while");
+        progress.try_again();
+        assert_eq!(told(), None);
+        Ok(())
     }
 }

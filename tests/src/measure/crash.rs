@@ -142,7 +142,11 @@ impl Tally {
                     self.missed += 1;
                     say(&format!("missed: {}", point.text()));
                 }
-                state::difference(reference, &state)
+                if point.is_engine() {
+                    state::difference(&state::without_logs(reference), &state::without_logs(&state))
+                } else {
+                    state::difference(reference, &state)
+                }
             }
             Err(error) => Some(format!("{error:#}")),
         };
