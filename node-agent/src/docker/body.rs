@@ -267,4 +267,26 @@ mod tests {
         let written: serde_json::Value = serde_json::from_str(include_str!("expected.json")).unwrap();
         assert_eq!(made, written, "changed: raise RECIPE_VERSION; made:\n{made:#}");
     }
+
+    #[test]
+    fn environment__should_reach_an_image_that_knows_nothing_of_it_literally() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("env");
+        std::fs::write(
+            &file,
+            "PLAIN=a b\nODD=$(id) `id` \"x'\\n\n1BAD=x\nBAD-NAME=x\nno line\nLAST=1",
+        )
+        .unwrap();
+        let mut body = ContainerCreateBody::default();
+        let entry = ["/bin/sh", "-c", r#"printf '%s|' "$PLAIN" "$ODD" "$LAST" "$@""#, "image"];
+        bring_environment(&mut body, entry.map(str::to_owned).to_vec(), vec!["one argument".to_owned()]);
+        let words = [body.entrypoint.unwrap(), body.cmd.unwrap()].concat();
+        let words = words
+            .iter()
+            .map(|word| word.replace("/etc/crabshack/env", &file.display().to_string()));
+        let words: Vec<String> = words.collect();
+        let output = std::process::Command::new(&words[0]).args(&words[1..]).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(said, "a b|$(id) `id` \"x'\\n|1|one argument|");
+    }
 }

@@ -43,17 +43,23 @@ fn held(spec: &ContainerSpec) -> Hardening {
 }
 
 fn drifts(change: impl FnOnce(&mut Hardening)) -> Vec<(&'static str, Cure)> {
+    drifts_in(Profile::Strict, change)
+}
+
+fn drifts_in(profile: Profile, change: impl FnOnce(&mut Hardening)) -> Vec<(&'static str, Cure)> {
     let order = order();
-    let spec = spec(&order);
+    let spec = ContainerSpec { profile, ..spec(&order) };
+    let security = if profile == Profile::Strict { security() } else { Vec::new() };
     let folder = spec.mounts[0].source.parent().unwrap().to_owned();
     let expected = Expected {
         instance: spec.instance,
         spec: &spec,
         limits: AppliedLimits::of(&spec.limits),
-        security: &security(),
+        security: &security,
         folder: &folder,
     };
     let mut found = held(&spec);
+    found.security_options.clone_from(&security);
     change(&mut found);
     compare(&expected, &found)
         .into_iter()
@@ -83,6 +89,29 @@ fn container__should_not_be_held_more_loosely_by_anybody() {
     ];
     for (index, loosen) in loosened.into_iter().enumerate() {
         assert_eq!(drifts(loosen), [(FLAGS, Cure::Restart)], "{index}");
+    }
+}
+
+#[test]
+fn container__should_be_root_with_few_capabilities_only_in_its_profile() {
+    let become_root = |found: &mut Hardening| {
+        found.user.clear();
+        found.read_only_root = false;
+        found.capabilities_added = ["SETUID", "CAP_CHOWN"].map(str::to_owned).into();
+    };
+    assert_eq!(drifts_in(Profile::Compatible, become_root), []);
+    let loosened: [fn(&mut Hardening); 4] = [
+        |found| found.capabilities_added.push("NET_ADMIN".to_owned()),
+        |found| found.capabilities_dropped.clear(),
+        |found| found.privileged = true,
+        |found| found.security_options.push("seccomp=unconfined".to_owned()),
+    ];
+    for (index, loosen) in loosened.into_iter().enumerate() {
+        let found = drifts_in(Profile::Compatible, |found| {
+            become_root(found);
+            loosen(found);
+        });
+        assert_eq!(found, [(FLAGS, Cure::Restart)], "{index}");
     }
 }
 
