@@ -13,7 +13,7 @@ mod registry;
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crabshack_shared::{
@@ -33,6 +33,9 @@ use crate::{
 
 /// A registry that takes longer gives no answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How soon a node has told of a new image of its own, and how often to look.
+const NEWS: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(200);
 /// What is known of so many digests is remembered.
 const REMEMBERED: usize = 1000;
 
@@ -94,7 +97,26 @@ pub(crate) async fn check(app: &App, service_type: &ServiceType, image: &ImageRe
         return Ok(local);
     }
     let asked = app.images.look_up(&image, access).await;
-    judge::judge(&image, asked, &nodes)
+    match judge::judge(&image, asked, &nodes) {
+        Err(problem) => fresh(app, &image).await.ok_or(problem),
+        found => found,
+    }
+}
+
+/// An image that was built on a node just now: the node tells of it a moment later.
+async fn fresh(app: &App, image: &ImageReference) -> Option<ImageReference> {
+    let look = async || {
+        let reading = app.store.reading().ok()?;
+        judge::local(image, &nodes(app, &reading).ok()?.held)
+    };
+    let began = Instant::now();
+    while began.elapsed() < NEWS {
+        tokio::time::sleep(LOOK).await;
+        if let Some(local) = look().await {
+            return Some(local);
+        }
+    }
+    None
 }
 
 /// The digest that a reference leads to now; of an image that came from no registry, its id.
