@@ -12,7 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 # Beyond these something hangs.
 BUILD_SECONDS=1800
-TEST_SECONDS=2700
+TEST_SECONDS=2100
 
 main() {
   local everything=

@@ -143,7 +143,7 @@ impl Tally {
                     say(&format!("missed: {}", point.text()));
                 }
                 if point.is_engine() {
-                    state::difference(&state::without_logs(reference), &state::without_logs(&state))
+                    state::difference(reference, &state::without_more_logs(&state, reference))
                 } else {
                     state::difference(reference, &state)
                 }
